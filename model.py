@@ -1,0 +1,198 @@
+"""The networks of the course, in the order in which the notebooks meet them.
+
+Every network takes float images of shape ``(N, 1, 28, 28)``, normalised by ``utils.normalize``, and returns logits of
+shape ``(N, 10)``: one unnormalised score per digit, to be given to ``torch.nn.functional.cross_entropy``.
+"""
+
+import torch
+from torch import nn
+
+
+class DigitClassifier(nn.Module):
+    """What all the networks share: a chain of layers, and a check of what goes in.
+
+    A subclass fills ``self.layers``, a chain that turns ``(N, 1, 28, 28)`` into ``(N, 10)`` or ``(N, 10, 1, 1)``.
+    """
+
+    layers: nn.Sequential
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits, ``(N, 10)``, of float images, ``(N, 1, 28, 28)``.
+
+        Raises:
+            ValueError: the images have another shape, or are not floating point.
+        """
+        if images.dim() != 4 or images.shape[1:] != (1, 28, 28):
+            raise ValueError(f"expected images of shape (N, 1, 28, 28), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"expected float images (see utils.normalize), got {images.dtype}")
+        return self.layers(images).flatten(1)
+
+
+class LeNet5(DigitClassifier):
+    """The baseline that everyone knows: two convolutions, then three fully connected layers. Notebook 1.
+
+    61,706 parameters, of which 59,134 are in the fully connected layers. The last convolution has a receptive field of
+    16 × 16 pixels after pooling; the fully connected layers see the whole image.
+
+    Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998; with
+    ReLU and max pooling instead of the paper's scaled tanh and trainable subsampling, as most courses teach it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2),  # 28 x 28
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 14 x 14
+            nn.Conv2d(6, 16, 5),  # 10 x 10
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 5 x 5
+            nn.Flatten(),
+            nn.Linear(16 * 5 * 5, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Linear(84, 10),
+        )
+
+
+class ConvLeNet(DigitClassifier):
+    """LeNet-5 with its fully connected layers cut off: a 1 × 1 convolution scores each place, and the mean counts.
+
+    2,742 parameters. Receptive field of one score: 16 × 16 pixels, a bit more than a quarter of the image. Notebook 2.
+
+    Source: the global average pooling of Lin, Chen and Yan, "Network in network", 2013.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2),  # 28 x 28
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 14 x 14
+            nn.Conv2d(6, 16, 5),  # 10 x 10
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 5 x 5
+            nn.Conv2d(16, 10, 1),
+            nn.AvgPool2d(5),  # 1 x 1
+        )
+
+
+class Skeleton(DigitClassifier):
+    """A fully convolutional network of small filters: five 3 × 3 convolutions, a 1 × 1 head, a global average.
+
+    15,962 parameters without BatchNorm, 16,166 with it. Receptive field of one score: 18 × 18 pixels.
+    Notebook 2 (plain) and notebook 3 (with BatchNorm, with dropout).
+
+    Args:
+        batch_norm: put a BatchNorm2d after every 3 × 3 convolution, before its ReLU.
+        dropout: probability, 0 to 1, with which Dropout2d removes a whole channel after every ReLU; 0 adds no layer.
+    """
+
+    def __init__(self, batch_norm: bool = False, dropout: float = 0.0):
+        super().__init__()
+
+        def block(in_channels: int, out_channels: int) -> list[nn.Module]:
+            layers = [nn.Conv2d(in_channels, out_channels, 3, bias=False)]
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(out_channels))
+            layers.append(nn.ReLU())
+            if dropout:
+                layers.append(nn.Dropout2d(dropout))
+            return layers
+
+        self.layers = nn.Sequential(
+            *block(1, 10),  # 26 x 26
+            *block(10, 16),  # 24 x 24
+            nn.MaxPool2d(2),  # 12 x 12
+            *block(16, 20),  # 10 x 10
+            *block(20, 24),  # 8 x 8
+            *block(24, 32),  # 6 x 6
+            nn.Conv2d(32, 10, 1, bias=False),
+            nn.AvgPool2d(6),  # 1 x 1
+        )
+
+
+class Net20k(DigitClassifier):
+    """The network of the 20,000-parameter assignment, row for row. Notebook 4.
+
+    14,157 parameters; 44 rows in torchsummary's table. Receptive field of one score, before the average: 58 × 58
+    pixels, so every score can see the whole image. Its first two pooling layers pad by one pixel (28 to 15, 17 to 9),
+    and the 1 × 1 convolution after the first one pads too (15 to 17): a border of zeros, where no image is.
+
+    Args:
+        dropout: probability, 0 to 1, of every Dropout2d; 0.01 in the assignment.
+
+    Source: the assignment "99.4 % validation accuracy, less than 20k parameters, less than 20 epochs".
+    """
+
+    def __init__(self, dropout: float = 0.01):
+        super().__init__()
+
+        def block(in_channels: int, out_channels: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+                nn.Dropout2d(dropout),
+            ]
+
+        self.layers = nn.Sequential(
+            *block(1, 3),  # 28 x 28
+            *block(3, 8),
+            *block(8, 16),
+            nn.MaxPool2d(2, padding=1),  # 15 x 15
+            nn.Conv2d(16, 8, 1, padding=1, bias=False),  # 17 x 17
+            nn.BatchNorm2d(8),
+            *block(8, 16),
+            *block(16, 16),
+            *block(16, 16),
+            nn.MaxPool2d(2, padding=1),  # 9 x 9
+            nn.Conv2d(16, 16, 1, bias=False),
+            nn.BatchNorm2d(16),
+            *block(16, 16),
+            # The assignment's table has ReLU before BatchNorm here, and nowhere else.
+            nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.BatchNorm2d(16),
+            nn.Dropout2d(dropout),
+            nn.MaxPool2d(2),  # 4 x 4
+            nn.Conv2d(16, 16, 1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.Conv2d(16, 10, 3, padding=1, bias=False),
+            nn.BatchNorm2d(10),
+            nn.AvgPool2d(4),  # 1 x 1
+        )
+
+
+class Net8k(DigitClassifier):
+    """The network of the 8,000-parameter assignment, row for row. Notebooks 5, 6 and 7.
+
+    7,568 parameters; 21 rows in torchsummary's table. Receptive field of one score: 20 × 20 pixels, about the size of
+    a digit. Its convolutions do not pad, and ReLU comes before BatchNorm.
+
+    Source: the assignment "Training MNIST under 8k parameters".
+    """
+
+    def __init__(self):
+        super().__init__()
+
+        def block(in_channels: int, out_channels: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(in_channels, out_channels, 3, bias=False),
+                nn.ReLU(),
+                nn.BatchNorm2d(out_channels),
+            ]
+
+        self.layers = nn.Sequential(
+            *block(1, 8),  # 26 x 26
+            *block(8, 9),  # 24 x 24
+            *block(9, 10),  # 22 x 22
+            nn.MaxPool2d(2),  # 11 x 11
+            *block(10, 12),  # 9 x 9
+            *block(12, 16),  # 7 x 7
+            *block(16, 20),  # 5 x 5
+            nn.Conv2d(20, 10, 1, bias=False),
+            nn.AvgPool2d(5),  # 1 x 1
+        )

@@ -1,0 +1,114 @@
+"""The networks: their layer tables, row for row, and what they accept."""
+
+import re
+
+import pytest
+import torch
+from torchsummary import summary
+
+from model import ConvLeNet, LeNet5, Net8k, Net20k, Skeleton
+
+NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k]
+
+# Type, output shape (without the batch) and parameters, as the assignments print them.
+NET20K_ROWS = [
+    ("Conv2d", [3, 28, 28], 27), ("BatchNorm2d", [3, 28, 28], 6), ("ReLU", [3, 28, 28], 0),
+    ("Dropout2d", [3, 28, 28], 0),
+    ("Conv2d", [8, 28, 28], 216), ("BatchNorm2d", [8, 28, 28], 16), ("ReLU", [8, 28, 28], 0),
+    ("Dropout2d", [8, 28, 28], 0),
+    ("Conv2d", [16, 28, 28], 1152), ("BatchNorm2d", [16, 28, 28], 32), ("ReLU", [16, 28, 28], 0),
+    ("Dropout2d", [16, 28, 28], 0),
+    ("MaxPool2d", [16, 15, 15], 0), ("Conv2d", [8, 17, 17], 128), ("BatchNorm2d", [8, 17, 17], 16),
+    ("Conv2d", [16, 17, 17], 1152), ("BatchNorm2d", [16, 17, 17], 32), ("ReLU", [16, 17, 17], 0),
+    ("Dropout2d", [16, 17, 17], 0),
+    ("Conv2d", [16, 17, 17], 2304), ("BatchNorm2d", [16, 17, 17], 32), ("ReLU", [16, 17, 17], 0),
+    ("Dropout2d", [16, 17, 17], 0),
+    ("Conv2d", [16, 17, 17], 2304), ("BatchNorm2d", [16, 17, 17], 32), ("ReLU", [16, 17, 17], 0),
+    ("Dropout2d", [16, 17, 17], 0),
+    ("MaxPool2d", [16, 9, 9], 0), ("Conv2d", [16, 9, 9], 256), ("BatchNorm2d", [16, 9, 9], 32),
+    ("Conv2d", [16, 9, 9], 2304), ("BatchNorm2d", [16, 9, 9], 32), ("ReLU", [16, 9, 9], 0),
+    ("Dropout2d", [16, 9, 9], 0),
+    ("Conv2d", [16, 9, 9], 2304), ("ReLU", [16, 9, 9], 0), ("BatchNorm2d", [16, 9, 9], 32),
+    ("Dropout2d", [16, 9, 9], 0),
+    ("MaxPool2d", [16, 4, 4], 0), ("Conv2d", [16, 4, 4], 256), ("BatchNorm2d", [16, 4, 4], 32),
+    ("Conv2d", [10, 4, 4], 1440), ("BatchNorm2d", [10, 4, 4], 20),
+    ("AvgPool2d", [10, 1, 1], 0),
+]  # fmt: skip
+NET8K_ROWS = [
+    ("Conv2d", [8, 26, 26], 72), ("ReLU", [8, 26, 26], 0), ("BatchNorm2d", [8, 26, 26], 16),
+    ("Conv2d", [9, 24, 24], 648), ("ReLU", [9, 24, 24], 0), ("BatchNorm2d", [9, 24, 24], 18),
+    ("Conv2d", [10, 22, 22], 810), ("ReLU", [10, 22, 22], 0), ("BatchNorm2d", [10, 22, 22], 20),
+    ("MaxPool2d", [10, 11, 11], 0),
+    ("Conv2d", [12, 9, 9], 1080), ("ReLU", [12, 9, 9], 0), ("BatchNorm2d", [12, 9, 9], 24),
+    ("Conv2d", [16, 7, 7], 1728), ("ReLU", [16, 7, 7], 0), ("BatchNorm2d", [16, 7, 7], 32),
+    ("Conv2d", [20, 5, 5], 2880), ("ReLU", [20, 5, 5], 0), ("BatchNorm2d", [20, 5, 5], 40),
+    ("Conv2d", [10, 5, 5], 200),
+    ("AvgPool2d", [10, 1, 1], 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "network, rows, count, parameters, megabytes",
+    [
+        (Net20k, NET20K_ROWS, 44, "14,157", ["0.00", "1.25", "0.05", "1.31"]),
+        (Net8k, NET8K_ROWS, 21, "7,568", ["0.00", "0.42", "0.03", "0.45"]),
+    ],
+)
+def test_layer_table_is_the_assignments(network, rows, count, parameters, megabytes, capsys):
+    summary(network().eval(), (1, 28, 28), device="cpu")
+    printed = capsys.readouterr().out
+    table = re.findall(r"^ +(\w+)-(\d+) +\[-1, ([\d, ]+)\] +([\d,]+)$", printed, re.MULTILINE)
+    assert [int(number) for _, number, _, _ in table] == list(range(1, count + 1))
+    found = [(kind, [int(n) for n in shape.split(",")], int(p.replace(",", ""))) for kind, _, shape, p in table]
+    assert found == rows
+    assert f"Total params: {parameters}\nTrainable params: {parameters}\n" in printed
+    assert re.findall(r"\(MB\): ([\d.]+)", printed) == megabytes
+
+
+@pytest.mark.parametrize("network, parameters", [(LeNet5, 61_706), (ConvLeNet, 2_742), (Skeleton, 15_962)])
+def test_parameter_counts_of_the_docstrings(network, parameters):
+    assert sum(p.numel() for p in network().parameters()) == parameters
+    assert f"{parameters:,} parameters" in network.__doc__
+
+
+def test_skeleton_options_add_what_they_say():
+    layers = [type(layer).__name__ for layer in Skeleton(batch_norm=True, dropout=0.1).layers]
+    assert layers.count("BatchNorm2d") == layers.count("Dropout2d") == 5
+    assert sum(p.numel() for p in Skeleton(batch_norm=True).parameters()) == 16_166
+    assert {layer.p for layer in Net20k(dropout=0.2).layers if isinstance(layer, torch.nn.Dropout2d)} == {0.2}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_images_in_logits_out(network):
+    for count in (1, 7):
+        assert network().eval()(torch.rand(count, 1, 28, 28)).shape == (count, 10)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("shape", [(3, 1, 27, 28), (3, 3, 28, 28), (1, 28, 28), (28, 28), (3, 784)])
+def test_any_other_shape_is_named_in_the_error(network, shape):
+    with pytest.raises(ValueError, match=r"\(N, 1, 28, 28\).*" + re.escape(str(shape))):
+        network()(torch.rand(shape))
+
+
+def test_raw_pixels_are_refused():
+    with pytest.raises(ValueError, match=r"normalize.*uint8"):
+        Net8k()(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "network, size", [(ConvLeNet, 16), (Skeleton, 18), (Net8k, 20)], ids=lambda value: getattr(value, "__name__", value)
+)
+def test_receptive_field_of_the_docstrings(network, size):
+    """The pixels whose gradient is not zero for the middle score, with every weight and every path switched on."""
+    layers = [torch.nn.AvgPool2d(2) if isinstance(m, torch.nn.MaxPool2d) else m for m in network().eval().layers[:-1]]
+    layers = [layer for layer in layers if not isinstance(layer, torch.nn.ReLU)]
+    chain = torch.nn.Sequential(*layers)
+    for parameter in chain.parameters():
+        torch.nn.init.ones_(parameter)
+    images = torch.zeros(1, 1, 28, 28, requires_grad=True)
+    scores = chain(images)
+    scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
+    rows = (images.grad[0, 0] != 0).any(dim=1).sum().item()
+    assert rows == size
+    assert f"{size} × {size} pixels" in network.__doc__

@@ -1,0 +1,460 @@
+"""The tools, from loading to checking, each on real images."""
+
+import json
+import math
+import os
+import shutil
+import socket
+import threading
+import time
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+import utils
+from model import LeNet5, Net8k, Skeleton
+from utils import MNIST_FILES, Data, augment, check_target, evaluate, fit, load_mnist, normalize, predict
+
+
+def train(data, *, seed=0, epochs=2, **settings):
+    """A short run on a small network: (record, model)."""
+    torch.manual_seed(seed)
+    model = Skeleton(batch_norm=True, dropout=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    settings = {"name": "short", "batch_size": 100} | settings
+    return fit(model, data, optimizer=optimizer, epochs=epochs, seed=seed, **settings), model
+
+
+@pytest.fixture
+def few(digits) -> Data:
+    """250 training and 120 test digits: with batches of 100, the last one is short."""
+    return Data(
+        digits.name, "test",
+        digits.train_images[:250], digits.train_labels[:250], digits.test_images[:120], digits.test_labels[:120],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- load ----
+
+
+def test_mnist_is_whole_and_its_mean_is_ours(mnist):
+    assert mnist.train_images.shape == (60_000, 1, 28, 28) and mnist.test_images.shape == (10_000, 1, 28, 28)
+    assert mnist.train_images.dtype == torch.uint8 and mnist.train_labels.dtype == torch.int64
+    assert mnist.evaluated_on == "test"
+    pixels = mnist.train_images.float() / 255
+    assert pixels.mean().item() == pytest.approx(utils.MEAN, abs=5e-5)
+    assert pixels.std().item() == pytest.approx(utils.STD, abs=5e-5)
+
+
+def test_validation_holds_the_last_training_images_out(mnist):
+    data = load_mnist(validation=True, device="cpu")
+    assert data.evaluated_on == "validation"
+    assert torch.equal(data.train_images, mnist.train_images[:50_000])
+    assert torch.equal(data.test_images, mnist.train_images[50_000:])
+    assert torch.equal(data.test_labels, mnist.train_labels[50_000:])
+
+
+def test_digits_stand_in(digits):
+    assert digits.name == "digits"
+    assert len(digits.train_labels) + len(digits.test_labels) == 1_797
+    assert digits.train_images.shape[1:] == (1, 28, 28) and digits.train_images.dtype == torch.uint8
+    assert digits.train_images.min() == 0 and digits.train_images.max() > 240
+    assert digits.test_labels.dtype == torch.int64 and digits.test_labels.unique().tolist() == list(range(10))
+    held_out = load_mnist("digits", validation=True, device="cpu")
+    assert len(held_out.train_labels) + len(held_out.test_labels) == len(digits.train_labels)
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """An empty repository root, and a torchvision whose mirrors refuse the connection."""
+    monkeypatch.setattr(utils, "ROOT", tmp_path / "course")
+    utils.ROOT.mkdir()
+    monkeypatch.delenv("MNIST_ROOT", raising=False)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+
+
+@pytest.fixture
+def copy(mnist, tmp_path):
+    """A folder with a good copy of the four files, which a test may then damage."""
+    source = utils._find_mnist(None) / "MNIST" / "raw"
+    raw = tmp_path / "copy" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in MNIST_FILES:
+        shutil.copyfile(source / name, raw / name)
+    return raw
+
+
+def test_order_of_the_places(copy, no_network, monkeypatch, capsys):
+    root = copy.parent.parent
+    assert load_mnist(root, device="cpu").name == "MNIST"
+    monkeypatch.setenv("MNIST_ROOT", str(root))
+    assert load_mnist(device="cpu").name == "MNIST"
+    assert capsys.readouterr().out == ""
+    assert load_mnist(root / "nowhere", device="cpu").name == "MNIST"
+    assert "No MNIST files in" in capsys.readouterr().out
+    # Relative to the repository's root, as a notebook's working directory is another.
+    monkeypatch.setenv("MNIST_ROOT", os.path.join("..", "copy"))
+    assert load_mnist(device="cpu").name == "MNIST"
+    monkeypatch.delenv("MNIST_ROOT")
+    shutil.move(root, utils.ROOT / "data")
+    assert load_mnist(device="cpu").name == "MNIST"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "swapped", "empty"])
+def test_damaged_files_are_named_and_never_used(copy, no_network, damage):
+    file = copy / "t10k-labels-idx1-ubyte"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "altered":
+        content = bytearray(file.read_bytes())
+        content[5000] ^= 1
+        file.write_bytes(content)
+    elif damage == "swapped":
+        os.replace(copy / "train-labels-idx1-ubyte", copy / "other")
+        os.replace(file, copy / "train-labels-idx1-ubyte")
+        os.replace(copy / "other", file)
+    else:
+        file.write_bytes(b"")
+    name = "train-labels-idx1-ubyte" if damage == "swapped" else file.name
+    size, md5 = MNIST_FILES[name]
+    with pytest.raises(ValueError, match=rf"{name} is damaged: expected {size:,} bytes with MD5 {md5}, .* delete"):
+        load_mnist(copy.parent.parent, device="cpu")
+
+
+def test_a_missing_file_is_named(copy, no_network):
+    (copy / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match=r"t10k-images-idx3-ubyte is missing.*Copy it there, or delete"):
+        load_mnist(copy.parent.parent, device="cpu")
+
+
+def test_without_a_network_the_digits_and_one_plain_line(no_network, capsys):
+    started = time.monotonic()
+    assert load_mnist(device="cpu").name == "digits"
+    assert time.monotonic() - started < 15
+    printed = capsys.readouterr().out
+    assert printed.startswith("MNIST could not be downloaded (") and printed.count("\n") == 1
+    assert not any(file.is_file() for file in utils.ROOT.rglob("*"))
+
+
+def test_a_silent_mirror_is_given_up(no_network, monkeypatch):
+    """A server that accepts the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [address])
+        with pytest.raises(OSError, match=r"nothing arrived|timed out"):
+            utils._download(utils.ROOT / "data", patience=1)
+    assert list(utils.ROOT.iterdir()) == []
+    assert socket.getdefaulttimeout() is None
+
+
+def serve(folder):
+    """Serve a folder over HTTP on this machine; return the server."""
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_download_is_seen_only_when_whole(copy, no_network, monkeypatch, tmp_path, capsys, whole):
+    """The real download through torchvision, from a mirror on this machine; the broken one cuts a file short."""
+    import gzip
+    import hashlib
+
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    resources = []
+    for name in MNIST_FILES:
+        packed = gzip.compress((copy / name).read_bytes(), compresslevel=1, mtime=0)
+        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+        (mirror / f"{name}.gz").write_bytes(packed if whole or "t10k-images" not in name else packed[:-1000])
+    server = serve(mirror)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    data = load_mnist(device="cpu")
+    server.shutdown()
+    server.server_close()
+    raw = utils.ROOT / "data" / "MNIST" / "raw"
+    if whole:
+        assert data.name == "MNIST"
+        assert sorted(file.name for file in raw.iterdir()) == sorted(MNIST_FILES)
+    else:
+        assert data.name == "digits"
+        assert "could not be downloaded" in capsys.readouterr().out
+        assert not raw.exists()
+
+
+# ------------------------------------------------------------- augment ----
+
+
+def test_augment_with_nothing_asked_changes_nothing(digits):
+    images = digits.train_images[:50]
+    assert torch.allclose(augment(images), images.float(), atol=0.01)
+
+
+def test_augment_fills_with_background_and_keeps_the_range():
+    torch.manual_seed(0)
+    ink = torch.full((200, 1, 28, 28), 255, dtype=torch.uint8)
+    moved = augment(ink, degrees=20, translate=0.2, scale=0.2, shear=10)
+    assert moved.dtype == torch.float32 and moved.shape == ink.shape
+    assert moved.min() == 0 and moved.max() <= 255.01
+    assert moved[:, :, 0, 0].eq(0).float().mean() > 0.3  # corners come from outside
+    assert augment(torch.zeros_like(ink), degrees=20, translate=0.2).eq(0).all()
+
+
+def test_augment_draws_for_each_image_and_repeats_with_the_seed(digits):
+    same = digits.train_images[:1].expand(8, -1, -1, -1)
+    for amounts in ({"degrees": 10}, {"translate": 0.1}, {"scale": 0.1}, {"shear": 10}):
+        torch.manual_seed(1)
+        first = augment(same, **amounts)
+        assert len({image.numpy().tobytes() for image in first}) == 8
+        torch.manual_seed(1)
+        assert torch.equal(first, augment(same, **amounts))
+
+
+def test_augment_amounts_are_what_they_say(monkeypatch):
+    """With every draw at its largest, compare with torchvision, which takes the same map one image at a time."""
+    images = torch.zeros(1, 1, 28, 28)
+    images[0, 0, 6:20, 8:18] = 255
+    images[0, 0, 6:10, 8:24] = 255
+    monkeypatch.setattr(torch, "rand", lambda *size, **kw: torch.ones(*size))
+    for amounts, expected in [
+        ({"degrees": 90}, torch.rot90(images, -1, (2, 3))),  # clockwise on the page, where rows count downwards
+        ({"translate": 3 / 28}, torch.roll(images, (3, 3), (2, 3))),
+    ]:
+        assert torch.allclose(augment(images, **amounts), expected, atol=0.1)
+    area = augment(images, scale=0.2).sum() / images.sum()
+    assert area == pytest.approx(1.2**2, rel=0.02)
+    slanted = augment(images, shear=20)
+    columns = torch.arange(28.0)
+    centers = [(row * columns).sum() / row.sum() for row in slanted[0, 0, [7, 18]]]
+    before = [(row * columns).sum() / row.sum() for row in images[0, 0, [7, 18]]]
+    slope = ((centers[1] - before[1]) - (centers[0] - before[0])) / 11
+    assert abs(slope) == pytest.approx(math.tan(math.radians(20)), abs=0.03)
+
+
+@pytest.mark.parametrize("wrong", [{"degrees": -1}, {"scale": 1}, {"shear": 90}])
+def test_augment_refuses_what_makes_no_sense(digits, wrong):
+    with pytest.raises(ValueError, match="expected amounts"):
+        augment(digits.train_images[:2], **wrong)
+    with pytest.raises(ValueError, match=r"expected images of shape .*\(28, 28\)"):
+        augment(digits.train_images[0, 0])
+
+
+# --------------------------------------------------- train and evaluate ----
+
+
+def test_sums_count_the_short_last_batch(few, capsys):
+    """With a learning rate of 0 and no dropout the weights stand still: every figure has one right answer."""
+    torch.manual_seed(0)
+    model = LeNet5()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    run = fit(model, few, name="still", optimizer=optimizer, epochs=2, batch_size=100, seed=0)
+    history = run["history"]
+    logits = model(normalize(few.train_images))
+    assert history["train_accuracy"][1] == pytest.approx(
+        100 * (logits.argmax(1) == few.train_labels).float().mean().item(), abs=1.0
+    )
+    # bfloat16 on some processors: about three digits are right.
+    assert history["train_loss"][1] == pytest.approx(F.cross_entropy(logits, few.train_labels).item(), rel=0.01)
+    logits = model(normalize(few.test_images))
+    correct = (logits.argmax(1) == few.test_labels).sum().item()
+    assert history["test_loss"] == [pytest.approx(F.cross_entropy(logits, few.test_labels).item(), rel=1e-5)] * 2
+    assert history["test_accuracy"] == [100 * correct / 120] * 2
+    assert f"Test set: Average loss: {history['test_loss'][1]:.4f}, Accuracy: {correct}/120" in capsys.readouterr().out
+
+
+def test_sums_are_not_means_of_batches(few, monkeypatch):
+    """Two batches of 200 and 50 whose accuracies differ: the mean of the two would be wrong."""
+    torch.manual_seed(0)
+    model = LeNet5()
+    monkeypatch.setattr(torch, "randperm", lambda count: torch.arange(count))
+    labels = model(normalize(few.train_images)).argmax(1)
+    labels[200:] = (labels[200:] + 1) % 10  # the long batch all right, the short one all wrong
+    data = Data("digits", "test", few.train_images, labels, few.test_images, few.test_labels)
+    monkeypatch.setattr(utils, "_has_bfloat16", lambda device: False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    run = fit(model, data, name="uneven", optimizer=optimizer, epochs=1, batch_size=200, seed=0)
+    assert run["history"]["train_accuracy"] == [80.0]
+
+
+def test_evaluation_leaves_no_trace(few):
+    model = Skeleton(batch_norm=True, dropout=0.5).train()
+    model.layers[1].eval()  # a frozen layer stays frozen
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    loss, correct = evaluate(model, few.test_images, few.test_labels)
+    assert math.isfinite(loss) and 0 <= correct <= 120
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(
+        predict(model, few.test_images, batch_size=7).argmax(1), predict(model, few.test_images).argmax(1)
+    )
+
+
+def test_same_seed_same_run_other_seed_other_run(few):
+    settings = {"augmentation": {"degrees": 10, "translate": 0.05}, "ema_decay": 0.9}
+    (first, model), (again, same), (other, _) = (train(few, seed=seed, **settings) for seed in (3, 3, 4))
+    assert first["history"] == again["history"] != other["history"]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values()))
+
+
+def test_averaging_keeps_the_average(few):
+    """The kept weights are the exponential moving average of the weights after every step, worked out by hand here."""
+    torch.manual_seed(0)
+    model = LeNet5()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    weights = []
+    step = optimizer.step
+
+    def recording_step():
+        step()
+        weights.append(model.layers[0].weight.detach().clone())
+
+    optimizer.step = recording_step
+    run = fit(model, few, name="averaged", optimizer=optimizer, epochs=1, batch_size=100, seed=0, ema_decay=0.6)
+    expected = weights[0]
+    for weight in weights[1:]:
+        expected = 0.6 * expected + 0.4 * weight
+    assert len(weights) == 3
+    assert torch.allclose(model.layers[0].weight, expected, atol=1e-6)
+    assert not torch.allclose(model.layers[0].weight, weights[-1], atol=1e-6)
+    loss, _ = evaluate(model, few.test_images, few.test_labels)
+    assert run["history"]["test_loss"][-1] == pytest.approx(loss, rel=1e-6)
+
+
+def test_schedulers_step_after_every_batch(few):
+    torch.manual_seed(0)
+    model = LeNet5()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.1)
+    run = fit(model, few, name="steps", optimizer=optimizer, scheduler=scheduler, epochs=2, batch_size=100, seed=0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+    assert run["settings"]["scheduler"]["class"] == "StepLR" and run["settings"]["scheduler"]["step_size"] == 3
+    assert run["settings"]["optimizer"]["lr"] == 0.1
+
+
+def test_a_loss_that_is_no_number_stops_the_run(few):
+    torch.manual_seed(0)
+    model = LeNet5()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e9)
+    with pytest.raises(FloatingPointError, match=r"epoch 1: the loss is no longer a finite number.*learning rate"):
+        fit(model, few, name="burst", optimizer=optimizer, epochs=3, batch_size=100, seed=0)
+
+
+# -------------------------------------------------------------- record ----
+
+
+def test_records_and_weights_come_back_as_they_were(few, tmp_path, monkeypatch):
+    run, model = train(few)
+    assert {"name", "model", "parameters", "epochs", "seed", "data", "evaluated_on", "seconds", "history"} <= set(run)
+    assert set(run["history"]) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    utils.save_run(run, model)
+    assert sorted(file.name for file in (tmp_path / "digits").iterdir()) == ["short.json", "short.pt"]
+    monkeypatch.setattr(utils, "RESULTS", tmp_path / "digits")
+    assert utils.load_run("short") == json.loads(json.dumps(run))
+    loaded = utils.load_weights(Skeleton(batch_norm=True, dropout=0.1), "short")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    assert not loaded.training
+    with pytest.raises(RuntimeError, match="Net8k"):
+        utils.load_weights(Net8k(), "short")
+
+
+def test_a_failed_save_leaves_the_old_record_whole(few, tmp_path, monkeypatch):
+    run, model = train(few, epochs=1)
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    utils.save_run(run, model)
+    old = {file.name: file.read_bytes() for file in (tmp_path / "digits").iterdir()}
+    with pytest.raises(ValueError):  # a number that JSON cannot hold
+        utils.save_run(run | {"seconds": math.nan}, model)
+    with pytest.raises(ValueError, match="plain file name"):
+        utils.save_run(run | {"name": "../elsewhere"}, model)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "digits").iterdir()} == old
+
+
+def test_missing_and_broken_records_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "RESULTS", tmp_path)
+    (tmp_path / "half.json").write_text('{"name": "half", "hist')
+    (tmp_path / "other.json").write_text("[1, 2]")
+    with pytest.raises(FileNotFoundError, match=r"no saved run 'none'; saved are: half, other"):
+        utils.load_run("none")
+    for name in ("half", "other"):
+        with pytest.raises(ValueError, match=rf"{name}.json is not the record of a run"):
+            utils.load_run(name)
+
+
+# ------------------------------------------------------ plot and check ----
+
+
+def test_plots_draw(few):
+    run, model = train(few)
+    plt.close("all")
+    utils.plot_runs([run, run | {"name": "other", "data": "MNIST"}], target=99.4, last=1)
+    loss_axis, accuracy_axis = plt.gcf().axes
+    assert len(loss_axis.lines) == 4 and len(accuracy_axis.lines) == 5  # and the target's line
+    assert [text.get_text() for text in plt.gcf().legends[0].texts] == ["short (digits)", "other", "target 99.4 %"]
+    low, high = accuracy_axis.get_ylim()
+    assert low < min(run["history"]["test_accuracy"]) and high > 99.4
+    utils.plot_digits(few.test_images[:7], titles=list("abcdefg"), columns=5)
+    assert [axis.get_title() for axis in plt.gcf().axes] == [*"abcdefg", "", "", ""]
+    utils.plot_mistakes(model, few, count=5)
+    plt.close("all")
+
+
+def run_on_mnist(accuracies, **changes):
+    """A record with these test accuracies, as far as check_target reads it."""
+    return {
+        "data": "MNIST", "evaluated_on": "test", "parameters": 7_568, "epochs": len(accuracies),
+        "history": {"test_accuracy": accuracies},
+    } | changes  # fmt: skip
+
+
+TARGET = {"max_parameters": 7_999, "max_epochs": 15, "accuracy": 99.4, "last": 5}
+
+
+def test_check_target_passes_what_holds(capsys):
+    assert check_target(run_on_mnist([98.0, 99.0, 99.4, 99.41, 99.4, 99.5, 99.4]), **TARGET)
+    assert capsys.readouterr().out.splitlines() == [
+        "at most 7,999 parameters: True",
+        "at most 15 epochs: True",
+        "all of the last 5 epochs >= 99.40 on the test set: True",
+    ]
+
+
+@pytest.mark.parametrize(
+    "run, complaint",
+    [
+        (run_on_mnist([99.5] * 6, parameters=8_000), "(8,000, 1 too many)"),
+        (run_on_mnist([99.5] * 16), "(16, 1 too many)"),
+        (run_on_mnist([99.5, 99.37, 99.5, 99.5, 99.5, 99.6]), "(epoch 2: 99.37, 0.03 short)"),
+        (
+            run_on_mnist([99.9, 99.9, 99.5, 99.5, 99.5, 99.3, 99.39]),
+            "(epoch 6: 99.30, 0.10 short; epoch 7: 99.39, 0.01",
+        ),
+        (run_on_mnist([99.5] * 4), "(only 4 epochs were trained)"),
+        (run_on_mnist([99.5] * 4 + [math.nan]), "epoch 5: nan"),
+    ],
+)
+def test_check_target_names_the_condition_and_the_gap(run, complaint, capsys):
+    assert not check_target(run, **TARGET)
+    failed = [line for line in capsys.readouterr().out.splitlines() if ": False (" in line]
+    assert len(failed) == 1 and complaint in failed[0]
+
+
+def test_check_target_claims_nothing_about_other_data(capsys):
+    assert not check_target(run_on_mnist([100.0] * 10, data="digits"), **TARGET)
+    assert capsys.readouterr().out.startswith("no claim")
+    with pytest.raises(ValueError, match="last"):
+        check_target(run_on_mnist([99.5] * 5), **(TARGET | {"last": 0}))

@@ -1,0 +1,645 @@
+"""The tools of the course, in the order in which the data flows through them:
+
+load -> augment -> train -> evaluate -> record -> plot -> check
+
+Pixel values run from 0 (background) to 255 (ink) until ``normalize``; accuracies are in percent.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "notebooks" / "results"
+
+# ---------------------------------------------------------------- load ----
+
+# Mean and standard deviation of the 60,000 training images, with pixels scaled to 0..1.
+MEAN, STD = 0.1307, 0.3081
+
+# Size in bytes and MD5 of the four files, as Yann LeCun published them (uncompressed).
+MNIST_FILES = {
+    "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624"),
+    "t10k-images-idx3-ubyte": (7_840_016, "2646ac647ad5339dbf082846283269ea"),
+    "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637"),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to train on and images to evaluate on, all on one device.
+
+    Images are uint8 tensors of shape ``(N, 1, 28, 28)``, 0 (background) to 255; labels are int64 tensors of shape
+    ``(N,)``, 0 to 9. ``name`` is ``"MNIST"`` or ``"digits"``. ``evaluated_on`` says what the ``test_`` tensors hold:
+    ``"test"``, or ``"validation"`` for training images that were held out.
+    """
+
+    name: str
+    evaluated_on: str
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+
+def pick_device() -> torch.device:
+    """Return the fastest device here: a CUDA GPU, Apple's MPS, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def load_mnist(
+    root: str | Path | None = None, *, validation: bool = False, device: torch.device | str | None = None
+) -> Data:
+    """Return MNIST, 60,000 training and 10,000 test images, as tensors on ``device``.
+
+    The four files are looked for in ``root``, then in the folder that the environment variable ``MNIST_ROOT`` names,
+    then in ``data/`` beside this file, each laid out as torchvision does (``MNIST/raw/`` inside). Only when none has
+    them are they downloaded into ``data/``. Files are trusted only after their MD5 matches. Without a network, the
+    1,797 handwritten digits inside scikit-learn take MNIST's place (``name == "digits"``).
+
+    Args:
+        root: folder to look in first; a relative one counts from the working directory or from the repository's root.
+            ``"digits"`` (here or in ``MNIST_ROOT``) asks for scikit-learn's digits at once.
+        validation: hold out the last sixth of the training images (10,000 for MNIST) and evaluate on them; the test
+            images are then not loaded at all. For choosing settings.
+        device: where the tensors go; default ``pick_device()``.
+
+    Raises:
+        ValueError: a file is damaged.
+        FileNotFoundError: some of the four files are there, and others are missing.
+    """
+    device = torch.device(device) if device else pick_device()
+    folder = _find_mnist(root)
+    if folder is None:
+        name = "digits"
+        train, test = _load_digits()
+    else:
+        name = "MNIST"
+        train, test = (
+            (split.data.unsqueeze(1), split.targets)
+            for split in (torchvision.datasets.MNIST(folder, train=is_train) for is_train in (True, False))
+        )
+    if validation:
+        held_out = len(train[1]) // 6
+        train, test = [t[:-held_out] for t in train], [t[-held_out:] for t in train]
+    return Data(name, "validation" if validation else "test", *(t.to(device) for t in (*train, *test)))
+
+
+def _find_mnist(root: str | Path | None) -> Path | None:
+    """Return the folder that holds MNIST, downloading it if need be; None stands for scikit-learn's digits."""
+    for asked in (root, os.environ.get("MNIST_ROOT")):
+        if not asked:
+            continue
+        if str(asked) == "digits":
+            return None
+        for folder in (Path(asked).expanduser(), ROOT / asked):
+            if _check_files(folder):
+                return folder
+        print(f"No MNIST files in {Path(asked) / 'MNIST' / 'raw'}; looking further.")
+    folder = ROOT / "data"
+    try:
+        if _check_files(folder):
+            return folder
+    except FileNotFoundError:
+        pass  # an interrupted copy into the course's own folder: download the whole set again
+    try:
+        _download(folder)
+    except OSError as error:
+        print(
+            f"MNIST could not be downloaded ({error}): using the 1,797 digits of scikit-learn instead, "
+            "which say nothing about MNIST."
+        )
+        return None
+    return folder
+
+
+def _check_files(folder: Path) -> bool:
+    """Return whether ``folder`` holds MNIST: False if it has none of the four files, an error if they are not right."""
+    raw = folder / "MNIST" / "raw"
+    missing = [name for name in MNIST_FILES if not (raw / name).is_file()]
+    if len(missing) == len(MNIST_FILES):
+        return False
+    if missing:
+        raise FileNotFoundError(
+            f"{raw / missing[0]} is missing, though other files of MNIST are there. "
+            f"Copy it there, or delete {raw} to have all four downloaded again."
+        )
+    for name, (size, md5) in MNIST_FILES.items():
+        content = (raw / name).read_bytes()
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise ValueError(
+                f"{raw / name} is damaged: expected {size:,} bytes with MD5 {md5}, found {len(content):,} bytes with "
+                f"MD5 {found}. Replace it by a good copy, or delete {raw} to have all four files downloaded again."
+            )
+    return True
+
+
+def _download(folder: Path, patience: float = 13.0) -> None:
+    """Download MNIST through torchvision into ``folder``; nothing is seen there before it is whole and verified.
+
+    Raises:
+        OSError: no mirror answered, nothing arrived for ``patience`` seconds, or what arrived was damaged.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix="mnist-"))
+    errors = []
+
+    def fetch():
+        try:
+            torchvision.datasets.MNIST(temporary, download=True)
+        except Exception as error:
+            errors.append(error)
+
+    def received() -> int:
+        return sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
+
+    # torchvision sets no timeout of its own. The thread is a daemon: if even the name look-up hangs, it is left behind.
+    default_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(patience / 2)  # so that the second mirror gets its chance
+    try:
+        thread = threading.Thread(target=fetch, daemon=True)
+        thread.start()
+        last_size, last_change = 0, time.monotonic()
+        while thread.is_alive():
+            thread.join(timeout=0.2)
+            if (size := received()) != last_size:
+                last_size, last_change = size, time.monotonic()
+            elif time.monotonic() - last_change > patience:
+                raise TimeoutError(f"nothing arrived for {patience:.0f} seconds")
+        if errors:
+            raise ConnectionError(str(errors[0]).strip().splitlines()[-1]) from errors[0]
+        _check_files(temporary)
+        raw = folder / "MNIST" / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        for name in MNIST_FILES:
+            shutil.copyfile(temporary / "MNIST" / "raw" / name, raw / f"{name}.tmp")
+            os.replace(raw / f"{name}.tmp", raw / name)
+    except ValueError as error:
+        raise OSError("the files that arrived were damaged") from error
+    finally:
+        socket.setdefaulttimeout(default_timeout)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _load_digits() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Return scikit-learn's 8 x 8 digits, framed as MNIST's are: 20 x 20 pixels in the middle of 28 x 28."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    images = F.pad(F.interpolate(images, (20, 20), mode="bilinear"), (4, 4, 4, 4)).round().to(torch.uint8)
+    labels = torch.from_numpy(digits.target).long()
+    splits = train_test_split(range(len(labels)), test_size=0.2, stratify=digits.target, random_state=0)
+    return tuple((images[split], labels[split]) for split in splits)
+
+
+# ------------------------------------------------------------- augment ----
+
+
+def augment(
+    images: torch.Tensor, *, degrees: float = 0, translate: float = 0, scale: float = 0, shear: float = 0
+) -> torch.Tensor:
+    """Return the images, each moved by its own random affine map; what comes in from outside is background, 0.
+
+    The map scales, then shears, then rotates about the centre, then shifts; pixels are interpolated bilinearly.
+    Each amount is drawn uniformly, for each image, from minus to plus its argument.
+
+    Args:
+        images: ``(N, 1, H, W)``, pixel values 0 to 255, any dtype; that is, before ``normalize``.
+        degrees: largest rotation, in degrees.
+        translate: largest shift in each direction, as a fraction of the image's side.
+        scale: largest change of size, as a fraction below 1 (0.1: from 90 % to 110 %).
+        shear: largest horizontal slant, in degrees, below 90.
+
+    Returns:
+        ``(N, 1, H, W)``, float, 0 to 255.
+
+    Raises:
+        ValueError: the images have another shape, or an amount is negative or too large.
+    """
+    if images.dim() != 4 or images.shape[1] != 1:
+        raise ValueError(f"expected images of shape (N, 1, H, W), got {tuple(images.shape)}")
+    if min(degrees, translate, scale, shear) < 0 or scale >= 1 or shear >= 90:
+        raise ValueError(
+            "expected amounts of 0 or more, scale below 1 and shear below 90 degrees, got "
+            f"degrees={degrees}, translate={translate}, scale={scale}, shear={shear}"
+        )
+
+    def draw(largest: float) -> torch.Tensor:
+        return (torch.rand(len(images), device=images.device) * 2 - 1) * largest
+
+    angle, slant, size = torch.deg2rad(draw(degrees)), torch.tan(torch.deg2rad(draw(shear))), 1 + draw(scale)
+    shift = torch.stack([draw(translate), draw(translate)], dim=1).unsqueeze(2) * 2  # the grid spans -1..1
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # The grid says where each output pixel comes from, so this is the inverse of the map: unshear, unrotate, unscale.
+    linear = torch.stack(
+        [
+            torch.stack([cos + slant * sin, sin - slant * cos], dim=1),
+            torch.stack([-sin, cos], dim=1),
+        ],
+        dim=1,
+    ) / size.view(-1, 1, 1)
+    inverse = torch.cat([linear, -linear @ shift], dim=2)
+    grid = F.affine_grid(inverse, images.shape, align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=False)
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Return pixel values 0 to 255, of any dtype and shape, as floats of mean 0 and standard deviation 1 (on MNIST)."""
+    return (images.float() / 255 - MEAN) / STD
+
+
+# --------------------------------------------------------------- train ----
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    *,
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    augmentation: dict[str, float] | None = None,
+    ema_decay: float | None = None,
+) -> dict:
+    """Train the model in place with cross-entropy, printing a line after every epoch, and return the run's record.
+
+    The loop is the one that notebook 1 writes out, plus augmentation, weight averaging and the record.
+
+    Args:
+        model: maps ``(N, 1, 28, 28)`` normalised images to ``(N, 10)`` logits; moved to the data's device.
+        data: what ``load_mnist`` returned.
+        name: the run's name, and the name of its files under ``notebooks/results/``.
+        optimizer: over ``model.parameters()``.
+        epochs, batch_size: the last batch of an epoch may be shorter, and counts like the others.
+        seed: of the shuffling, the augmentation and the dropout. (Seed the weights yourself, before making the model.)
+        scheduler: of the optimizer; stepped after every *batch*, so that its lengths are counted in batches.
+        augmentation: arguments of ``augment``, which is then applied to every training batch.
+        ema_decay: evaluate, and keep in the end, an exponential moving average of the weights (and of BatchNorm's
+            statistics) instead of the last ones; the fraction, 0 to 1, that the average keeps at every step.
+
+    Returns:
+        The record: see ``save_run``.
+
+    Raises:
+        FloatingPointError: the loss is no longer a finite number.
+    """
+    torch.manual_seed(seed)
+    device = data.train_images.device
+    model.to(device)
+    averaged = None
+    if ema_decay is not None:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+    result = averaged.module if averaged else model
+    settings = {
+        "batch_size": batch_size,
+        "optimizer": {"class": type(optimizer).__name__} | _plain(optimizer.defaults),
+        "scheduler": {"class": type(scheduler).__name__} | _plain(scheduler.state_dict()) if scheduler else None,
+        "augmentation": augmentation,
+        "ema_decay": ema_decay,
+    }
+    bfloat16 = _has_bfloat16(device)
+    history = {"train_loss": [], "train_accuracy": [], "test_loss": [], "test_accuracy": []}
+    count = len(data.train_labels)
+    started = time.perf_counter()
+    with tqdm(
+        total=epochs * math.ceil(count / batch_size), desc=name, unit="batch", mininterval=0.5, leave=False
+    ) as bar:
+        for epoch in range(1, epochs + 1):
+            model.train()
+            # Sums stay on the device, so that a GPU need not wait for Python after every batch.
+            loss_sum = torch.zeros((), device=device)
+            correct = torch.zeros((), device=device, dtype=torch.int64)
+            for batch in torch.randperm(count).to(device).split(batch_size):
+                images, labels = data.train_images[batch], data.train_labels[batch]
+                if augmentation:
+                    images = augment(images, **augmentation)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    logits = model(normalize(images))
+                loss = F.cross_entropy(logits.float(), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if scheduler:
+                    scheduler.step()
+                if averaged:
+                    averaged.update_parameters(model)
+                loss_sum += loss.detach() * len(labels)
+                correct += (logits.argmax(1) == labels).sum()
+                bar.update()
+            train_loss, train_accuracy = loss_sum.item() / count, 100 * correct.item() / count
+            test_loss, test_correct = evaluate(result, data.test_images, data.test_labels)
+            if not math.isfinite(train_loss + test_loss):
+                raise FloatingPointError(
+                    f"epoch {epoch}: the loss is no longer a finite number (training {train_loss}, "
+                    f"{data.evaluated_on} {test_loss}). Most often the learning rate is too high: try a tenth of it."
+                )
+            total = len(data.test_labels)
+            test_accuracy = 100 * test_correct / total
+            for series, value in zip(history.values(), (train_loss, train_accuracy, test_loss, test_accuracy)):
+                series.append(value)
+            tqdm.write(
+                f"{epoch:2d}  Train: {train_loss:.4f}, {train_accuracy:.2f}%  {data.evaluated_on.capitalize()} set: "
+                f"Average loss: {test_loss:.4f}, Accuracy: {test_correct}/{total} ({test_accuracy:.2f}%)"
+            )
+    if averaged:
+        model.load_state_dict(result.state_dict())
+    return {
+        "name": name,
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "network": str(model),
+        "epochs": epochs,
+        "seed": seed,
+        "data": data.name,
+        "evaluated_on": data.evaluated_on,
+        "settings": settings,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "precision": "bfloat16 autocast" if bfloat16 else "float32",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+        "seconds": round(time.perf_counter() - started, 1),
+        "history": history,
+    }
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device is a processor that computes in bfloat16 itself (elsewhere float32 is used)."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _plain(state: dict) -> dict:
+    """Return those entries that JSON can hold."""
+    return {key: value for key, value in state.items() if isinstance(value, (bool, int, float, str, list, tuple))}
+
+
+# ------------------------------------------------------------ evaluate ----
+
+
+def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 1000) -> torch.Tensor:
+    """Return the logits, ``(N, 10)`` float32, for images of pixel values 0 to 255, ``(N, 1, 28, 28)``.
+
+    The model is run in evaluation mode and then put back as it was: no statistic, gradient or random state changes.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return torch.cat([model(normalize(batch)) for batch in images.split(batch_size)])
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+    """Return the mean cross-entropy over all images, and how many of them are classified correctly.
+
+    Args:
+        model: see ``predict``.
+        images: ``(N, 1, 28, 28)``, pixel values 0 to 255.
+        labels: ``(N,)`` int64, 0 to 9.
+    """
+    logits = predict(model, images)
+    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).sum().item()
+
+
+# -------------------------------------------------------------- record ----
+
+
+def save_run(run: dict, model: nn.Module) -> None:
+    """Write the run's record to ``<name>.json`` and the model's weights to ``<name>.pt``, whole or not at all.
+
+    They go to ``notebooks/results/``, or to the folder that the environment variable ``MNIST_RESULTS`` names (the
+    tests set it, so as not to write over the course's own records); runs on the digits go to ``digits/`` inside.
+
+    The record's keys: ``name, model, parameters, network`` (the layers, as text), ``epochs, seed, data, evaluated_on,
+    settings, device, threads, precision, versions, seconds`` (training and evaluation) and ``history``, a list with
+    one value for every epoch of each of ``train_loss, train_accuracy`` (means over the epoch, while the weights still
+    moved), ``test_loss`` and ``test_accuracy`` (after the epoch).
+
+    Raises:
+        ValueError: the name is not a plain file name.
+    """
+    if Path(run["name"]).name != run["name"]:
+        raise ValueError(f"expected a plain file name for a run, got {run['name']!r}")
+    folder = Path(os.environ.get("MNIST_RESULTS") or RESULTS)
+    if run["data"] != "MNIST":
+        folder /= run["data"]
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = io.BytesIO()
+    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, weights)
+    record = json.dumps(run, indent=1, allow_nan=False) + "\n"
+    # The record comes last: where there is a record, there are its weights.
+    for suffix, content in ((".pt", weights.getvalue()), (".json", record.encode())):
+        temporary = folder / f"{run['name']}{suffix}.{os.getpid()}.tmp"
+        temporary.write_bytes(content)
+        os.replace(temporary, folder / f"{run['name']}{suffix}")
+
+
+def load_run(name: str) -> dict:
+    """Return the record of a saved run on MNIST, from ``notebooks/results/<name>.json``.
+
+    Raises:
+        FileNotFoundError: there is no such record.
+        ValueError: the file is not a record.
+    """
+    path = _result(name, ".json")
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        run["history"]["test_accuracy"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run: run its notebook again to write a new one") from error
+    return run
+
+
+def load_weights(model: nn.Module, name: str) -> nn.Module:
+    """Load the final weights of a saved run on MNIST into the model, and return it in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        RuntimeError: they belong to another network.
+    """
+    model.load_state_dict(torch.load(_result(name, ".pt"), map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+def _result(name: str, suffix: str) -> Path:
+    path = RESULTS / f"{name}{suffix}"
+    if not path.is_file():
+        saved = ", ".join(sorted(file.stem for file in RESULTS.glob(f"*{suffix}"))) or "none"
+        raise FileNotFoundError(f"no saved run {name!r}; saved are: {saved}")
+    return path
+
+
+# ---------------------------------------------------------------- plot ----
+
+
+def plot_digits(images: torch.Tensor, titles: list[str] | None = None, columns: int = 10) -> None:
+    """Show images, ``(N, 1, 28, 28)`` with pixel values 0 to 255, as dark ink on white, in rows of ``columns``."""
+    rows = math.ceil(len(images) / columns)
+    height = 0.7 * rows + (0.25 * rows if titles else 0)
+    _, axes = plt.subplots(rows, columns, figsize=(7, height), squeeze=False, layout="constrained")
+    for index, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if index < len(images):
+            axis.imshow(images[index, 0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=255)
+            if titles:
+                axis.set_title(titles[index], fontsize=9, pad=2)
+    plt.show()
+
+
+def plot_mistakes(model: nn.Module, data: Data, count: int = 20) -> None:
+    """Show the wrongly classified test images, the surest mistakes first, each titled "label → guess".
+
+    Args:
+        model: see ``predict``.
+        data: what ``load_mnist`` returned.
+        count: how many to show, at most.
+    """
+    probabilities = predict(model, data.test_images).softmax(1)
+    confidence, guesses = probabilities.max(1)
+    wrong = (guesses != data.test_labels).nonzero().flatten()
+    wrong = wrong[confidence[wrong].argsort(descending=True)]
+    print(f"{len(wrong)} of {len(guesses):,} are wrong; the {min(count, len(wrong))} surest mistakes, label → guess:")
+    if len(wrong):
+        shown = wrong[:count]
+        plot_digits(data.test_images[shown], [f"{data.test_labels[i]} → {guesses[i]}" for i in shown])
+
+
+def plot_runs(runs: list[dict], target: float | None = None, last: int | None = None) -> None:
+    """Show the loss and the accuracy of runs, epoch by epoch: dashed while training, solid on the test images.
+
+    The accuracy axis is stretched towards 100 %: each halving of the error takes the same height.
+
+    Args:
+        runs: records, as ``fit`` and ``load_run`` return them; at most five stay legible.
+        target: an accuracy in percent, drawn as a horizontal line.
+        last: shade the last so many epochs of the first run, the ones that count.
+    """
+    # Dark to light, so that the order survives printing in grey; the markers tell them apart as well.
+    colors, markers = ("#1b2a49", "#c8553d", "#2a9d8f", "#8d6cab", "#e0a526"), "os^Dv"
+    figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
+    for run, color, marker in zip(runs, colors, markers, strict=False):
+        label = run["name"] if run["data"] == "MNIST" else f"{run['name']} ({run['data']})"
+        for axis, quantity in ((loss_axis, "loss"), (accuracy_axis, "accuracy")):
+            for part, style in (("train", "--"), ("test", "-")):
+                values = run["history"][f"{part}_{quantity}"]
+                axis.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    style,
+                    color=color,
+                    alpha=0.6 if part == "train" else 1,
+                    linewidth=1 if part == "train" else 1.5,
+                    marker=marker if part == "test" else None,
+                    markersize=3,
+                    label=label if part == "test" else None,
+                )
+    loss_axis.set(title="loss", xlabel="epoch", yscale="log")
+    loss_axis.yaxis.set_major_formatter("{x:g}")
+    loss_axis.yaxis.set_minor_formatter("")
+    # The error of the best accuracy is 0: 100.02 keeps it on the axis.
+    accuracy_axis.set_yscale(
+        "function", functions=(lambda a: -np.log(np.maximum(100.02 - a, 1e-6)), lambda h: 100.02 - np.exp(-h))
+    )
+    values = [v for run in runs for part in ("train", "test") for v in run["history"][f"{part}_accuracy"]]
+    bottom, top = min(values) - 0.2 * (100 - min(values)), max([*values, target or 0])
+    accuracy_axis.set(
+        title="accuracy (%)", xlabel="epoch", ylim=(bottom, min(100, top + 0.3 * (100 - top))),
+        yticks=[tick for tick in (20, 50, 80, 90, 95, 98, 99, 99.4, 99.6, 99.8, 100) if bottom <= tick <= top + 0.1],
+    )  # fmt: skip
+    accuracy_axis.yaxis.set_major_formatter("{x:g}")
+    if target:
+        accuracy_axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
+    for axis in (loss_axis, accuracy_axis):
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if last:
+            epochs = runs[0]["epochs"]
+            axis.axvspan(epochs - last + 0.5, epochs + 0.5, color="black", alpha=0.08, linewidth=0)
+    figure.legend(*accuracy_axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    plt.show()
+
+
+# --------------------------------------------------------------- check ----
+
+
+def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: float, last: int) -> bool:
+    """Print whether a run on MNIST meets a target, condition by condition, and return whether it meets them all.
+
+    The best epoch counts for nothing: every one of the last ``last`` epochs must hold the accuracy.
+
+    Args:
+        run: a record.
+        max_parameters: the most parameters that are allowed.
+        max_epochs: the most epochs that are allowed.
+        accuracy: in percent; an epoch holds it when its test accuracy is at least this.
+        last: number of final epochs that count, 1 or more.
+
+    Raises:
+        ValueError: ``last`` is below 1.
+    """
+    if last < 1:
+        raise ValueError(f"expected last to be 1 or more, got {last}")
+    if run["data"] != "MNIST":
+        print(f"no claim: this run is on {run['data']}, and the target is about MNIST")
+        return False
+    counted = run["history"]["test_accuracy"][-last:]
+    first = len(run["history"]["test_accuracy"]) - len(counted) + 1
+    short = [
+        f"epoch {epoch}: {value:.2f}, {accuracy - value:.2f} short"
+        for epoch, value in enumerate(counted, start=first)
+        if not value >= accuracy
+    ]
+    if len(counted) < last:
+        short.append(f"only {len(counted)} epochs were trained")
+    conditions = {
+        f"at most {max_parameters:,} parameters": (
+            f"{run['parameters']:,}, {run['parameters'] - max_parameters:,} too many"
+            * (run["parameters"] > max_parameters)
+        ),
+        f"at most {max_epochs} epochs": (
+            f"{run['epochs']}, {run['epochs'] - max_epochs} too many" * (run["epochs"] > max_epochs)
+        ),
+        f"all of the last {last} epochs >= {accuracy:.2f} on the {run['evaluated_on']} set": "; ".join(short),
+    }
+    for condition, problem in conditions.items():
+        print(f"{condition}: {not problem}" + f" ({problem})" * bool(problem))
+    return not any(conditions.values())
