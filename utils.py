@@ -396,12 +396,20 @@ def fit(
     }
 
 
+def _processor() -> dict:
+    """Return what PyTorch knows of the processor: nothing, in versions that cannot tell."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({_processor().get('cpu_name') or platform.machine()})"
+
+
 def _has_bfloat16(device: torch.device) -> bool:
     """Return whether the device is a processor that computes in bfloat16 itself (elsewhere float32 is used)."""
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return device.type == "cpu" and any(_processor().get(feature) for feature in ("avx512_bf16", "amx_bf16"))
 
 
 def _plain(state: dict) -> dict:
@@ -505,6 +513,24 @@ def _result(name: str, suffix: str) -> Path:
         saved = ", ".join(sorted(file.stem for file in RESULTS.glob(f"*{suffix}"))) or "none"
         raise FileNotFoundError(f"no saved run {name!r}; saved are: {saved}")
     return path
+
+
+def mean_accuracy(run: dict, last: int = 5) -> float:
+    """Return the mean test accuracy over the last ``last`` epochs of a run, in percent."""
+    return float(np.mean(run["history"]["test_accuracy"][-last:]))
+
+
+def print_runs(runs: list[dict], last: int = 5) -> None:
+    """Print a table of runs: what was trained, and the accuracy over the last ``last`` epochs, in percent."""
+    width = max(len(run["name"]) for run in runs)
+    print(f"{'run':{width}}  parameters  epochs  last {last}: lowest   mean  final  evaluated on")
+    for run in runs:
+        accuracies = run["history"]["test_accuracy"][-last:]
+        print(
+            f"{run['name']:{width}}  {run['parameters']:10,}  {run['epochs']:6}  "
+            f"{min(accuracies):14.2f}  {np.mean(accuracies):5.2f}  {accuracies[-1]:5.2f}  "
+            f"{run['data']} {run['evaluated_on']}"
+        )
 
 
 # ---------------------------------------------------------------- plot ----

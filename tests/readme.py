@@ -1,0 +1,57 @@
+"""Write the README's result table and its picture again, from the saved runs: python tests/readme.py"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import matplotlib  # noqa: E402
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from utils import RESULTS, load_run, mean_accuracy, plot_runs  # noqa: E402
+
+BEGIN, END = "<!-- results: written by tests/readme.py -->\n", "<!-- end of results -->\n"
+
+
+def table() -> str:
+    """Return the result table, in Markdown, as the saved runs have it."""
+    lines = [
+        "| budget | network | parameters | epochs | seeds | mean accuracy of the last five epochs "
+        "| lowest of the last five, any seed | all of the last five at 99.40 or more |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for budget, name in (("under 20,000", "target-20k"), ("under 8,000", "target-8k")):
+        runs = [load_run(path.stem) for path in sorted(RESULTS.glob(f"{name}-seed*.json"))]
+        means = [mean_accuracy(run, 5) for run in runs]
+        lowest = [min(run["history"]["test_accuracy"][-5:]) for run in runs]
+        log = load_run(name.replace("target", "assignment"))
+        first = runs[0]
+        lines += [
+            f"| {budget} | `{first['model']}` | {first['parameters']:,} | {first['epochs']} | {len(runs)} "
+            f"| **{np.mean(means):.2f}** ± {np.std(means, ddof=1):.2f} | {min(lowest):.2f} "
+            f"| {sum(value >= 99.4 for value in lowest)} of {len(runs)} |",
+            f"| | the assignment's own log | {log['parameters']:,} | {log['epochs']} | 1 | {mean_accuracy(log, 5):.2f} "
+            f"| {min(log['history']['test_accuracy'][-5:]):.2f} | |",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def written() -> str:
+    """Return the result table that README.md holds now."""
+    return re.search(f"{BEGIN}(.*){END}", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(readme.read_text(encoding="utf-8").replace(written(), table()), encoding="utf-8")
+    plot_runs(
+        [load_run(name) for name in ("target-20k-seed0", "target-8k-seed0", "assignment-20k", "assignment-8k")],
+        target=99.4,
+    )
+    plt.gcf().savefig(RESULTS / "curves.png", dpi=150)
