@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -329,9 +330,9 @@ def fit(
     history = {"train_loss": [], "train_accuracy": [], "test_loss": [], "test_accuracy": []}
     count = len(data.train_labels)
     started = time.perf_counter()
-    with tqdm(
-        total=epochs * math.ceil(count / batch_size), desc=name, unit="batch", mininterval=0.5, leave=False
-    ) as bar:
+    # The bar shares one stream with the lines, so that a saved page shows the lines alone.
+    steps = epochs * math.ceil(count / batch_size)
+    with tqdm(total=steps, desc=name, unit="batch", mininterval=0.5, leave=False, file=sys.stdout) as bar:
         for epoch in range(1, epochs + 1):
             model.train()
             # Sums stay on the device, so that a GPU need not wait for Python after every batch.
