@@ -310,8 +310,14 @@ def fit(
         The record: see ``save_run``.
 
     Raises:
+        ValueError: the optimizer is not the model's, or the scheduler not the optimizer's (of an earlier cell, often).
         FloatingPointError: the loss is no longer a finite number.
     """
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if optimized != {id(p) for p in model.parameters()}:
+        raise ValueError("expected an optimizer over this model's parameters: make it again after making the model")
+    if scheduler and scheduler.optimizer is not optimizer:
+        raise ValueError("expected a scheduler of this optimizer: make it again after making the optimizer")
     torch.manual_seed(seed)
     device = data.train_images.device
     model.to(device)
@@ -382,9 +388,7 @@ def fit(
         "data": data.name,
         "evaluated_on": data.evaluated_on,
         "settings": settings,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} {platform.machine()}",
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
         "versions": {

@@ -345,6 +345,17 @@ def test_schedulers_step_after_every_batch(few):
     assert run["settings"]["optimizer"]["lr"] == 0.1
 
 
+def test_the_optimizer_of_another_model_is_refused(few):
+    models = [LeNet5(), LeNet5()]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizers[1], step_size=3)
+    settings = {"name": "mixed", "epochs": 1, "batch_size": 100, "seed": 0}
+    with pytest.raises(ValueError, match="expected an optimizer over this model's parameters"):
+        fit(models[0], few, optimizer=optimizers[1], **settings)
+    with pytest.raises(ValueError, match="expected a scheduler of this optimizer"):
+        fit(models[0], few, optimizer=optimizers[0], scheduler=scheduler, **settings)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(few):
     torch.manual_seed(0)
     model = LeNet5()
