@@ -23,8 +23,9 @@ def pytest_configure(config):
             config.option.nbval, config.option.nbval_lax = False, True
     # nbval reads a cell's messages only when the cell ends: a progress bar would pile up in the meantime.
     os.environ["TQDM_DISABLE"] = "1"
-    os.environ["MNIST_RESULTS"] = tempfile.mkdtemp(prefix="mnist-results-")
-    config.add_cleanup(lambda: shutil.rmtree(os.environ["MNIST_RESULTS"], ignore_errors=True))
+    results = tempfile.mkdtemp(prefix="mnist-results-")
+    config.add_cleanup(lambda: shutil.rmtree(results, ignore_errors=True))
+    os.environ["MNIST_RESULTS"] = results
     config.stash[DATA] = name
 
 

@@ -10,7 +10,9 @@ import io
 import json
 import math
 import os
+import pickle
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -29,6 +31,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
@@ -88,12 +91,13 @@ def load_mnist(
         root: folder to look in first; a relative one counts from the working directory or from the repository's root.
             ``"digits"`` (here or in ``MNIST_ROOT``) asks for scikit-learn's digits at once.
         validation: hold out the last sixth of the training images (10,000 for MNIST) and evaluate on them; the test
-            images are then not loaded at all. For choosing settings.
+            images are then not in the result. For choosing settings.
         device: where the tensors go; default ``pick_device()``.
 
     Raises:
         ValueError: a file is damaged.
-        FileNotFoundError: some of the four files are there, and others are missing.
+        FileNotFoundError: some of the four files are there and others are missing; in ``data/``, only if they cannot be
+            downloaded.
     """
     device = torch.device(device) if device else pick_device()
     folder = _find_mnist(root)
@@ -102,9 +106,14 @@ def load_mnist(
         train, test = _load_digits()
     else:
         name = "MNIST"
+        # Not through torchvision.datasets.MNIST, which would prefer an unverified MNIST/processed/ of older versions.
+        raw = folder / "MNIST" / "raw"
         train, test = (
-            (split.data.unsqueeze(1), split.targets)
-            for split in (torchvision.datasets.MNIST(folder, train=is_train) for is_train in (True, False))
+            (
+                read_image_file(str(raw / f"{part}-images-idx3-ubyte")).unsqueeze(1),
+                read_label_file(str(raw / f"{part}-labels-idx1-ubyte")),
+            )
+            for part in ("train", "t10k")
         )
     if validation:
         held_out = len(train[1]) // 6
@@ -124,14 +133,17 @@ def _find_mnist(root: str | Path | None) -> Path | None:
                 return folder
         print(f"No MNIST files in {Path(asked) / 'MNIST' / 'raw'}; looking further.")
     folder = ROOT / "data"
+    incomplete = None
     try:
         if _check_files(folder):
             return folder
-    except FileNotFoundError:
-        pass  # an interrupted copy into the course's own folder: download the whole set again
+    except FileNotFoundError as error:
+        incomplete = error  # the course's own folder: download the whole set again
     try:
         _download(folder)
     except OSError as error:
+        if incomplete:
+            raise incomplete from error
         print(
             f"MNIST could not be downloaded ({error}): using the 1,797 digits of scikit-learn instead, "
             "which say nothing about MNIST."
@@ -182,7 +194,7 @@ def _download(folder: Path, patience: float = 13.0) -> None:
 
     # torchvision sets no timeout of its own. The thread is a daemon: if even the name look-up hangs, it is left behind.
     default_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(patience / 2)  # so that the second mirror gets its chance
+    socket.setdefaulttimeout(patience / 2)  # a mirror that cannot be reached leaves time for the next one
     try:
         thread = threading.Thread(target=fetch, daemon=True)
         thread.start()
@@ -194,13 +206,15 @@ def _download(folder: Path, patience: float = 13.0) -> None:
             elif time.monotonic() - last_change > patience:
                 raise TimeoutError(f"nothing arrived for {patience:.0f} seconds")
         if errors:
-            raise ConnectionError(str(errors[0]).strip().splitlines()[-1]) from errors[0]
+            reason = str(errors[0]).strip() or type(errors[0]).__name__
+            raise ConnectionError(reason.splitlines()[-1]) from errors[0]
         _check_files(temporary)
         raw = folder / "MNIST" / "raw"
         raw.mkdir(parents=True, exist_ok=True)
         for name in MNIST_FILES:
-            shutil.copyfile(temporary / "MNIST" / "raw" / name, raw / f"{name}.tmp")
-            os.replace(raw / f"{name}.tmp", raw / name)
+            part = raw / f"{name}.{os.getpid()}.tmp"
+            shutil.copyfile(temporary / "MNIST" / "raw" / name, part)
+            os.replace(part, raw / name)
     except ValueError as error:
         raise OSError("the files that arrived were damaged") from error
     finally:
@@ -230,20 +244,20 @@ def augment(
     Each amount is drawn uniformly, for each image, from minus to plus its argument.
 
     Args:
-        images: ``(N, 1, H, W)``, pixel values 0 to 255, any dtype; that is, before ``normalize``.
+        images: ``(N, 1, H, H)``, pixel values 0 to 255, any dtype; that is, before ``normalize``.
         degrees: largest rotation, in degrees.
         translate: largest shift in each direction, as a fraction of the image's side.
         scale: largest change of size, as a fraction below 1 (0.1: from 90 % to 110 %).
         shear: largest horizontal slant, in degrees, below 90.
 
     Returns:
-        ``(N, 1, H, W)``, float, 0 to 255.
+        ``(N, 1, H, H)``, float, 0 to 255.
 
     Raises:
         ValueError: the images have another shape, or an amount is negative or too large.
     """
-    if images.dim() != 4 or images.shape[1] != 1:
-        raise ValueError(f"expected images of shape (N, 1, H, W), got {tuple(images.shape)}")
+    if images.dim() != 4 or images.shape[1] != 1 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"expected square images of shape (N, 1, H, H), got {tuple(images.shape)}")
     if min(degrees, translate, scale, shear) < 0 or scale >= 1 or shear >= 90:
         raise ValueError(
             "expected amounts of 0 or more, scale below 1 and shear below 90 degrees, got "
@@ -310,9 +324,11 @@ def fit(
         The record: see ``save_run``.
 
     Raises:
-        ValueError: the optimizer is not the model's, or the scheduler not the optimizer's (of an earlier cell, often).
+        ValueError: the optimizer is not the model's, or the scheduler not the optimizer's (of an earlier cell, often);
+            ``ema_decay`` is not between 0 and 1; the name is not a plain file name.
         FloatingPointError: the loss is no longer a finite number.
     """
+    _check_name(name)
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if optimized != {id(p) for p in model.parameters()}:
         raise ValueError("expected an optimizer over this model's parameters: make it again after making the model")
@@ -348,7 +364,7 @@ def fit(
                 images, labels = data.train_images[batch], data.train_labels[batch]
                 if augmentation:
                     images = augment(images, **augmentation)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                     logits = model(normalize(images))
                 loss = F.cross_entropy(logits.float(), labels)
                 optimizer.zero_grad()
@@ -469,8 +485,7 @@ def save_run(run: dict, model: nn.Module) -> None:
     Raises:
         ValueError: the name is not a plain file name.
     """
-    if Path(run["name"]).name != run["name"]:
-        raise ValueError(f"expected a plain file name for a run, got {run['name']!r}")
+    _check_name(run["name"])
     folder = Path(os.environ.get("MNIST_RESULTS") or RESULTS)
     if run["data"] != "MNIST":
         folder /= run["data"]
@@ -478,11 +493,23 @@ def save_run(run: dict, model: nn.Module) -> None:
     weights = io.BytesIO()
     torch.save({key: value.cpu() for key, value in model.state_dict().items()}, weights)
     record = json.dumps(run, indent=1, allow_nan=False) + "\n"
-    # The record comes last: where there is a record, there are its weights.
-    for suffix, content in ((".pt", weights.getvalue()), (".json", record.encode())):
-        temporary = folder / f"{run['name']}{suffix}.{os.getpid()}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / f"{run['name']}{suffix}")
+    parts = {
+        folder / f"{run['name']}{suffix}": folder / f"{run['name']}{suffix}.{os.getpid()}.tmp"
+        for suffix in (".pt", ".json")
+    }
+    try:
+        for part, content in zip(parts.values(), (weights.getvalue(), record.encode())):
+            part.write_bytes(content)
+        for path, part in parts.items():
+            os.replace(part, path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"expected a plain file name for a run (letters, digits, '-', '_', '.'), got {name!r}")
 
 
 def load_run(name: str) -> dict:
@@ -506,9 +533,15 @@ def load_weights(model: nn.Module, name: str) -> nn.Module:
 
     Raises:
         FileNotFoundError: there are no such weights.
+        ValueError: the file is damaged.
         RuntimeError: they belong to another network.
     """
-    model.load_state_dict(torch.load(_result(name, ".pt"), map_location="cpu", weights_only=True))
+    path = _result(name, ".pt")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} does not hold weights: run its notebook again to write them anew") from error
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -527,7 +560,7 @@ def mean_accuracy(run: dict, last: int = 5) -> float:
 
 def print_runs(runs: list[dict], last: int = 5) -> None:
     """Print a table of runs: what was trained, and the accuracy over the last ``last`` epochs, in percent."""
-    width = max(len(run["name"]) for run in runs)
+    width = max((len(run["name"]) for run in runs), default=0)
     print(f"{'run':{width}}  parameters  epochs  last {last}: lowest   mean  final  evaluated on")
     for run in runs:
         accuracies = run["history"]["test_accuracy"][-last:]
@@ -545,7 +578,8 @@ def plot_digits(images: torch.Tensor, titles: list[str] | None = None, columns: 
     """Show images, ``(N, 1, 28, 28)`` with pixel values 0 to 255, as dark ink on white, in rows of ``columns``."""
     rows = math.ceil(len(images) / columns)
     height = 0.7 * rows + (0.25 * rows if titles else 0)
-    _, axes = plt.subplots(rows, columns, figsize=(7, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(7, height), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for index, axis in enumerate(axes.flat):
         axis.axis("off")
         if index < len(images):
@@ -579,14 +613,19 @@ def plot_runs(runs: list[dict], target: float | None = None, last: int | None = 
     The accuracy axis is stretched towards 100 %: each halving of the error takes the same height.
 
     Args:
-        runs: records, as ``fit`` and ``load_run`` return them; at most five stay legible.
+        runs: one to five records, as ``fit`` and ``load_run`` return them.
         target: an accuracy in percent, drawn as a horizontal line.
         last: shade the last so many epochs of the first run, the ones that count.
+
+    Raises:
+        ValueError: there is no run, or more than five.
     """
-    # Dark to light, so that the order survives printing in grey; the markers tell them apart as well.
-    colors, markers = ("#1b2a49", "#c8553d", "#2a9d8f", "#8d6cab", "#e0a526"), "os^Dv"
+    # Dark to light, so that they differ when printed in grey; the markers tell them apart as well.
+    colors, markers = ("#111b3a", "#b22222", "#2a9d6f", "#d98e04", "#8fb8de"), "os^Dv"
+    if not 1 <= len(runs) <= len(colors):
+        raise ValueError(f"expected one to {len(colors)} runs, which stay legible, got {len(runs)}")
     figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
-    for run, color, marker in zip(runs, colors, markers, strict=False):
+    for run, color, marker in zip(runs, colors, markers):
         label = run["name"] if run["data"] == "MNIST" else f"{run['name']} ({run['data']})"
         for axis, quantity in ((loss_axis, "loss"), (accuracy_axis, "accuracy")):
             for part, style in (("train", "--"), ("test", "-")):
@@ -613,11 +652,12 @@ def plot_runs(runs: list[dict], target: float | None = None, last: int | None = 
     bottom, top = min(values) - 0.2 * (100 - min(values)), max([*values, target or 0])
     accuracy_axis.set(
         title="accuracy (%)", xlabel="epoch", ylim=(bottom, min(100, top + 0.3 * (100 - top))),
-        yticks=[tick for tick in (20, 50, 80, 90, 95, 98, 99, 99.4, 99.6, 99.8, 100) if bottom <= tick <= top + 0.1],
+        yticks=[tick for tick in (10, 30, 50, 70, 80, 90, 95, 98, 99, 99.4, 99.6, 99.8) if bottom <= tick <= top + 0.1],
     )  # fmt: skip
     accuracy_axis.yaxis.set_major_formatter("{x:g}")
     if target:
         accuracy_axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
+    accuracy_axis.plot([], [], "--", color="gray", linewidth=1, label="dashed: training images")
     for axis in (loss_axis, accuracy_axis):
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -652,8 +692,9 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
     if run["data"] != "MNIST":
         print(f"no claim: this run is on {run['data']}, and the target is about MNIST")
         return False
-    counted = run["history"]["test_accuracy"][-last:]
-    first = len(run["history"]["test_accuracy"]) - len(counted) + 1
+    accuracies = run["history"]["test_accuracy"]
+    epochs, counted = len(accuracies), accuracies[-last:]
+    first = epochs - len(counted) + 1
     short = [
         f"epoch {epoch}: {value:.2f}, {accuracy - value:.2f} short"
         for epoch, value in enumerate(counted, start=first)
@@ -661,16 +702,14 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
     ]
     if len(counted) < last:
         short.append(f"only {len(counted)} epochs were trained")
+    parameters_over, epochs_over = run["parameters"] - max_parameters, epochs - max_epochs
     conditions = {
         f"at most {max_parameters:,} parameters": (
-            f"{run['parameters']:,}, {run['parameters'] - max_parameters:,} too many"
-            * (run["parameters"] > max_parameters)
+            f"{run['parameters']:,}, {parameters_over:,} too many" if parameters_over > 0 else ""
         ),
-        f"at most {max_epochs} epochs": (
-            f"{run['epochs']}, {run['epochs'] - max_epochs} too many" * (run["epochs"] > max_epochs)
-        ),
+        f"at most {max_epochs} epochs": f"{epochs}, {epochs_over} too many" if epochs_over > 0 else "",
         f"all of the last {last} epochs >= {accuracy:.2f} on the {run['evaluated_on']} set": "; ".join(short),
     }
     for condition, problem in conditions.items():
-        print(f"{condition}: {not problem}" + f" ({problem})" * bool(problem))
+        print(f"{condition}: False ({problem})" if problem else f"{condition}: True")
     return not any(conditions.values())

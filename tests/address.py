@@ -28,4 +28,4 @@ if __name__ == "__main__":
     old, new = address(), sys.argv[1]
     for path in copies():
         text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        path.write_text(text.replace(old, new), encoding="utf-8", newline="\n")

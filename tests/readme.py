@@ -49,7 +49,8 @@ def written() -> str:
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(readme.read_text(encoding="utf-8").replace(written(), table()), encoding="utf-8")
+    before, after = readme.read_text(encoding="utf-8").split(BEGIN + written() + END)
+    readme.write_text(before + BEGIN + table() + END + after, encoding="utf-8", newline="\n")
     plot_runs(
         [load_run(name) for name in ("target-20k-seed0", "target-8k-seed0", "assignment-20k", "assignment-8k")],
         target=99.4,

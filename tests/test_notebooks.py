@@ -82,7 +82,9 @@ def test_training_varies_and_claims_are_compared(notebook):
             and "def train(" not in cell.source
         ), cell.source
         assert not (varies and "check_target(" in cell.source)
-        assert "NBVAL" not in cell.source
+        # Whatever else makes nbval skip a cell, or look away, is not used at all.
+        assert set(cell.metadata.get("tags", [])) <= {VARIES}
+        assert not re.search(r"NBVAL|PYTEST_VALIDATE", cell.source)
     claims = [cell for cell in code_cells(notebook) if "check_target(" in cell.source]
     assert claims
     for cell in claims:
@@ -125,7 +127,7 @@ def test_committed_weights_have_the_accuracy_of_their_record(mnist, network, nam
     assert sum(p.numel() for p in model.parameters()) == run["parameters"]
     _, correct = evaluate(model, mnist.test_images, mnist.test_labels)
     # Another processor rounds differently: an image or two on the border may change sides.
-    assert abs(correct / 100 - run["history"]["test_accuracy"][-1]) <= 0.02
+    assert abs(correct - round(100 * run["history"]["test_accuracy"][-1])) <= 2
 
 
 def test_the_weights_of_another_run_would_be_noticed(mnist):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import threading
@@ -130,6 +131,22 @@ def test_a_missing_file_is_named(copy, no_network):
         load_mnist(copy.parent.parent, device="cpu")
 
 
+def test_an_unverified_processed_folder_is_not_read(copy, no_network):
+    """Old versions of torchvision left one, and its MNIST class still prefers it."""
+    processed = copy.parent / "processed"
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(30, 28, 28, dtype=torch.uint8), torch.zeros(30, dtype=torch.int64)), processed / name)
+    assert load_mnist(copy.parent.parent, device="cpu").train_images.shape == (60_000, 1, 28, 28)
+
+
+def test_an_incomplete_data_folder_is_an_error_when_it_cannot_be_completed(copy, no_network):
+    shutil.move(copy.parent.parent, utils.ROOT / "data")
+    (utils.ROOT / "data" / "MNIST" / "raw" / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match="t10k-images-idx3-ubyte is missing"):
+        load_mnist(device="cpu")
+
+
 def test_without_a_network_the_digits_and_one_plain_line(no_network, capsys):
     started = time.monotonic()
     assert load_mnist(device="cpu").name == "digits"
@@ -222,7 +239,7 @@ def test_augment_draws_for_each_image_and_repeats_with_the_seed(digits):
 
 
 def test_augment_amounts_are_what_they_say(monkeypatch):
-    """With every draw at its largest, compare with torchvision, which takes the same map one image at a time."""
+    """With every draw at its largest, compare with what the map must give."""
     images = torch.zeros(1, 1, 28, 28)
     images[0, 0, 6:20, 8:18] = 255
     images[0, 0, 6:10, 8:24] = 255
@@ -232,22 +249,45 @@ def test_augment_amounts_are_what_they_say(monkeypatch):
         ({"translate": 3 / 28}, torch.roll(images, (3, 3), (2, 3))),
     ]:
         assert torch.allclose(augment(images, **amounts), expected, atol=0.1)
-    area = augment(images, scale=0.2).sum() / images.sum()
-    assert area == pytest.approx(1.2**2, rel=0.02)
-    slanted = augment(images, shear=20)
-    columns = torch.arange(28.0)
-    centers = [(row * columns).sum() / row.sum() for row in slanted[0, 0, [7, 18]]]
-    before = [(row * columns).sum() / row.sum() for row in images[0, 0, [7, 18]]]
-    slope = ((centers[1] - before[1]) - (centers[0] - before[0])) / 11
-    assert abs(slope) == pytest.approx(math.tan(math.radians(20)), abs=0.03)
+    assert augment(images, scale=0.2).sum() / images.sum() == pytest.approx(1.2**2, rel=0.02)
+    # All four at once: where the map sends a point, counted from the centre, by the formula of the docstring.
+    angle, tan = math.radians(20), math.tan(math.radians(10))
+    point = torch.zeros(1, 1, 28, 28)
+    point[0, 0, 20:22, 8:10] = 255  # centre: row 20.5, column 8.5, that is (x, y) = (-5, 7)
+    x, y = 1.1 * (-5 + tan * 7), 1.1 * 7
+    x, y = math.cos(angle) * x - math.sin(angle) * y + 2.8, math.sin(angle) * x + math.cos(angle) * y + 2.8
+    assert center(augment(point, degrees=20, translate=0.1, scale=0.1, shear=10)) == pytest.approx((x, y), abs=0.1)
+
+
+def center(image):
+    """The centre of the ink, (x, y), counted from the centre of the image."""
+    rows, columns = (image[0, 0].sum(dim=d) for d in (1, 0))
+    return tuple(((line * (torch.arange(28) - 13.5)).sum() / line.sum()).item() for line in (columns, rows))
+
+
+def test_augment_draws_to_both_sides():
+    torch.manual_seed(0)
+    bar = torch.zeros(200, 1, 28, 28)
+    bar[:, :, 4:24, 13:15] = 255
+    moved = augment(bar, translate=0.1)
+    across = torch.tensor([center(image[None])[0] for image in moved])
+    down = torch.tensor([center(image[None])[1] for image in moved])
+    for shifts in (across, down):
+        assert -2.85 < shifts.min() < -2 and 2 < shifts.max() < 2.85 and abs(shifts.mean()) < 0.4
+    assert abs(torch.corrcoef(torch.stack([across, down]))[0, 1]) < 0.2  # drawn apart
+    areas = augment(bar, scale=0.2).sum(dim=(1, 2, 3)) / bar[0].sum()
+    assert areas.min() < 0.75 and areas.max() > 1.3
 
 
 @pytest.mark.parametrize("wrong", [{"degrees": -1}, {"scale": 1}, {"shear": 90}])
 def test_augment_refuses_what_makes_no_sense(digits, wrong):
     with pytest.raises(ValueError, match="expected amounts"):
         augment(digits.train_images[:2], **wrong)
-    with pytest.raises(ValueError, match=r"expected images of shape .*\(28, 28\)"):
-        augment(digits.train_images[0, 0])
+    for images in (digits.train_images[0, 0], digits.train_images[:2, :, :20]):
+        with pytest.raises(
+            ValueError, match=r"expected square images of shape .*" + re.escape(str(tuple(images.shape)))
+        ):
+            augment(images)
 
 
 # --------------------------------------------------- train and evaluate ----
@@ -285,6 +325,8 @@ def test_sums_are_not_means_of_batches(few, monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     run = fit(model, data, name="uneven", optimizer=optimizer, epochs=1, batch_size=200, seed=0)
     assert run["history"]["train_accuracy"] == [80.0]
+    expected = F.cross_entropy(model(normalize(few.train_images)), labels).item()
+    assert run["history"]["train_loss"] == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_evaluation_leaves_no_trace(few):
@@ -313,23 +355,23 @@ def test_same_seed_same_run_other_seed_other_run(few):
 def test_averaging_keeps_the_average(few):
     """The kept weights are the exponential moving average of the weights after every step, worked out by hand here."""
     torch.manual_seed(0)
-    model = LeNet5()
+    model = Skeleton(batch_norm=True).eval()  # fit must switch to training itself
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    weights = []
+    states = []
     step = optimizer.step
 
     def recording_step():
         step()
-        weights.append(model.layers[0].weight.detach().clone())
+        states.append([model.layers[0].weight.detach().clone(), model.layers[1].running_mean.clone()])
 
     optimizer.step = recording_step
     run = fit(model, few, name="averaged", optimizer=optimizer, epochs=1, batch_size=100, seed=0, ema_decay=0.6)
-    expected = weights[0]
-    for weight in weights[1:]:
-        expected = 0.6 * expected + 0.4 * weight
-    assert len(weights) == 3
-    assert torch.allclose(model.layers[0].weight, expected, atol=1e-6)
-    assert not torch.allclose(model.layers[0].weight, weights[-1], atol=1e-6)
+    assert len(states) == 3
+    for kept, (average, *later) in zip((model.layers[0].weight, model.layers[1].running_mean), zip(*states)):
+        for state in later:
+            average = 0.6 * average + 0.4 * state
+        assert torch.allclose(kept, average, atol=1e-6)
+        assert not torch.allclose(kept, later[-1], atol=1e-6)
     loss, _ = evaluate(model, few.test_images, few.test_labels)
     assert run["history"]["test_loss"][-1] == pytest.approx(loss, rel=1e-6)
 
@@ -390,8 +432,18 @@ def test_a_failed_save_leaves_the_old_record_whole(few, tmp_path, monkeypatch):
     old = {file.name: file.read_bytes() for file in (tmp_path / "digits").iterdir()}
     with pytest.raises(ValueError):  # a number that JSON cannot hold
         utils.save_run(run | {"seconds": math.nan}, model)
-    with pytest.raises(ValueError, match="plain file name"):
-        utils.save_run(run | {"name": "../elsewhere"}, model)
+    for name in ("../elsewhere", "", ".hidden"):
+        with pytest.raises(ValueError, match="plain file name"):
+            utils.save_run(run | {"name": name}, model)
+    with pytest.raises(ValueError, match="plain file name"):  # before the training, not after it
+        train(few, name="a/b")
+
+    def refuse(*paths):
+        raise PermissionError("the disk is full, or the file is open")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        utils.save_run(run | {"seconds": 0.0}, model)
     assert {file.name: file.read_bytes() for file in (tmp_path / "digits").iterdir()} == old
 
 
@@ -404,6 +456,13 @@ def test_missing_and_broken_records_say_what_to_do(tmp_path, monkeypatch):
     for name in ("half", "other"):
         with pytest.raises(ValueError, match=rf"{name}.json is not the record of a run"):
             utils.load_run(name)
+    torch.save(Net8k().state_dict(), tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:5000])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("these are no weights")
+    for name in ("cut", "empty", "text"):
+        with pytest.raises(ValueError, match=rf"{name}.pt does not hold weights"):
+            utils.load_weights(Net8k(), name)
 
 
 # ------------------------------------------------------ plot and check ----
@@ -414,8 +473,14 @@ def test_plots_draw(few):
     plt.close("all")
     utils.plot_runs([run, run | {"name": "other", "data": "MNIST"}], target=99.4, last=1)
     loss_axis, accuracy_axis = plt.gcf().axes
-    assert len(loss_axis.lines) == 4 and len(accuracy_axis.lines) == 5  # and the target's line
-    assert [text.get_text() for text in plt.gcf().legends[0].texts] == ["short (digits)", "other", "target 99.4 %"]
+    assert len(loss_axis.lines) == 4 and len(accuracy_axis.lines) == 6  # and the target's, and one for the legend
+    assert {text.get_text() for text in plt.gcf().legends[0].texts} == {
+        "short (digits)", "other", "target 99.4 %", "dashed: training images",
+    }  # fmt: skip
+    assert len(accuracy_axis.get_yticks()) >= 3
+    for wrong in ([], [run] * 6):
+        with pytest.raises(ValueError, match="one to 5 runs"):
+            utils.plot_runs(wrong)
     low, high = accuracy_axis.get_ylim()
     assert low < min(run["history"]["test_accuracy"]) and high > 99.4
     utils.plot_digits(few.test_images[:7], titles=list("abcdefg"), columns=5)
@@ -449,6 +514,7 @@ def test_check_target_passes_what_holds(capsys):
     [
         (run_on_mnist([99.5] * 6, parameters=8_000), "(8,000, 1 too many)"),
         (run_on_mnist([99.5] * 16), "(16, 1 too many)"),
+        (run_on_mnist([99.5] * 16, epochs=15), "(16, 1 too many)"),
         (run_on_mnist([99.5, 99.37, 99.5, 99.5, 99.5, 99.6]), "(epoch 2: 99.37, 0.03 short)"),
         (
             run_on_mnist([99.9, 99.9, 99.5, 99.5, 99.5, 99.3, 99.39]),
