@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import re
 import shutil
@@ -539,7 +538,7 @@ def load_weights(model: nn.Module, name: str) -> nn.Module:
     path = _result(name, ".pt")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # on damaged files torch raises whatever it stumbles over
         raise ValueError(f"{path} does not hold weights: run its notebook again to write them anew") from error
     model.load_state_dict(weights)
     return model.eval()
