@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from matplotlib.ticker import LogLocator
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -609,7 +610,7 @@ def plot_mistakes(model: nn.Module, data: Data, count: int = 20) -> None:
 def plot_runs(runs: list[dict], target: float | None = None, last: int | None = None) -> None:
     """Show the loss and the accuracy of runs, epoch by epoch: dashed while training, solid on the test images.
 
-    The accuracy axis is stretched towards 100 %: each halving of the error takes the same height.
+    The accuracy axis is stretched towards 100 %, where the differences are.
 
     Args:
         runs: one to five records, as ``fit`` and ``load_run`` return them.
@@ -641,17 +642,18 @@ def plot_runs(runs: list[dict], target: float | None = None, last: int | None = 
                     label=label if part == "test" else None,
                 )
     loss_axis.set(title="loss", xlabel="epoch", yscale="log")
+    loss_axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss_axis.yaxis.set_major_formatter("{x:g}")
     loss_axis.yaxis.set_minor_formatter("")
-    # The error of the best accuracy is 0: 100.02 keeps it on the axis.
+    # One over the root of the error; at 100 % the error is 0, and 100.1 keeps it on the axis.
     accuracy_axis.set_yscale(
-        "function", functions=(lambda a: -np.log(np.maximum(100.02 - a, 1e-6)), lambda h: 100.02 - np.exp(-h))
+        "function", functions=(lambda a: 1 / np.sqrt(np.maximum(100.1 - a, 1e-3)), lambda h: 100.1 - 1 / h**2)
     )
     values = [v for run in runs for part in ("train", "test") for v in run["history"][f"{part}_accuracy"]]
     bottom, top = min(values) - 0.2 * (100 - min(values)), max([*values, target or 0])
     accuracy_axis.set(
         title="accuracy (%)", xlabel="epoch", ylim=(bottom, min(100, top + 0.3 * (100 - top))),
-        yticks=[tick for tick in (10, 30, 50, 70, 80, 90, 95, 98, 99, 99.4, 99.6, 99.8) if bottom <= tick <= top + 0.1],
+        yticks=[tick for tick in (10, 80, 90, 95, 98, 99, 99.4, 99.6, 99.8) if bottom <= tick <= top + 0.1],
     )  # fmt: skip
     accuracy_axis.yaxis.set_major_formatter("{x:g}")
     if target:

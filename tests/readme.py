@@ -1,4 +1,4 @@
-"""Write the README's result table and its picture again, from the saved runs: python tests/readme.py"""
+"""Write the README's two tables and its picture again, from the saved runs: python tests/readme.py"""
 
 import re
 import sys
@@ -16,10 +16,10 @@ import numpy as np  # noqa: E402
 
 from utils import RESULTS, load_run, mean_accuracy, plot_runs  # noqa: E402
 
-BEGIN, END = "<!-- results: written by tests/readme.py -->\n", "<!-- end of results -->\n"
+FORM = "<!-- {0}: written by tests/readme.py -->\n(.*)<!-- end of {0} -->\n"
 
 
-def table() -> str:
+def results() -> str:
     """Return the result table, in Markdown, as the saved runs have it."""
     lines = [
         "| budget | network | parameters | epochs | seeds | mean accuracy of the last five epochs "
@@ -42,15 +42,37 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def written() -> str:
-    """Return the result table that README.md holds now."""
-    return re.search(f"{BEGIN}(.*){END}", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+def times() -> str:
+    """Return the table of training times: the runs that each notebook trains, and their seconds as recorded."""
+    lines = ["| notebook | runs trained | minutes of training and testing |", "|---|---|---|"]
+    total = 0.0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        names = re.findall(r'name=f?\\"([\w{}-]+)\\"', path.read_text(encoding="utf-8"))
+        runs = [load_run(name.replace("{seed}", "0")) for name in names]
+        seconds = sum(run["seconds"] for run in runs)
+        total += seconds
+        lines.append(f"| {path.stem} | {len(runs)} | {seconds / 60:.1f} |")
+    lines.append(f"| all | | {total / 60:.1f} |")
+    lines.append(
+        f"\nMachine: {runs[0]['device']}, {runs[0]['threads']} threads, PyTorch {runs[0]['versions']['torch']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"results": results, "times": times}
+
+
+def written(name: str) -> str:
+    """Return the table of that name that README.md holds now."""
+    return re.search(FORM.format(name), (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    before, after = readme.read_text(encoding="utf-8").split(BEGIN + written() + END)
-    readme.write_text(before + BEGIN + table() + END + after, encoding="utf-8", newline="\n")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        found = re.search(FORM.format(name), text, re.DOTALL)
+        text = text[: found.start(1)] + table() + text[found.end(1) :]
+    (ROOT / "README.md").write_text(text, encoding="utf-8", newline="\n")
     plot_runs(
         [load_run(name) for name in ("target-20k-seed0", "target-8k-seed0", "assignment-20k", "assignment-8k")],
         target=99.4,
