@@ -559,15 +559,15 @@ def mean_accuracy(run: dict, last: int = 5) -> float:
 
 
 def print_runs(runs: list[dict], last: int = 5) -> None:
-    """Print a table of runs: what was trained, and the accuracy over the last ``last`` epochs, in percent."""
+    """Print a table of runs, with the accuracies (percent) of the last ``last`` epochs, and on which set they are."""
     width = max((len(run["name"]) for run in runs), default=0)
-    print(f"{'run':{width}}  parameters  epochs  last {last}: lowest   mean  final  evaluated on")
+    print(f"{'run':{width}}  parameters  epochs  lowest   mean  final  set")
     for run in runs:
         accuracies = run["history"]["test_accuracy"][-last:]
         print(
             f"{run['name']:{width}}  {run['parameters']:10,}  {run['epochs']:6}  "
-            f"{min(accuracies):14.2f}  {np.mean(accuracies):5.2f}  {accuracies[-1]:5.2f}  "
-            f"{run['data']} {run['evaluated_on']}"
+            f"{min(accuracies):6.2f}  {np.mean(accuracies):5.2f}  {accuracies[-1]:5.2f}  "
+            f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}"
         )
 
 

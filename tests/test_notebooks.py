@@ -78,7 +78,10 @@ def test_training_varies_and_claims_are_compared(notebook):
     for cell in code_cells(notebook):
         varies = VARIES in cell.metadata.get("tags", [])
         assert varies == bool(
-            re.search(r"\bfit\(|\btrain\(seed=|\bprint_runs\(\[|\bplot_mistakes\(|loss\.backward\(\)", cell.source)
+            re.search(
+                r"\bfit\(|\btrain\(seed=|\bprint_runs\(\[|\bplot_mistakes\(|\bevaluate\(|loss\.backward\(\)",
+                cell.source,
+            )
             and "def train(" not in cell.source
         ), cell.source
         assert not (varies and "check_target(" in cell.source)
