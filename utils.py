@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +71,10 @@ class Data:
 
 def pick_device() -> torch.device:
     """Return the fastest device here: a CUDA GPU, Apple's MPS, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a GPU whose driver is too old for this PyTorch: the CPU will do
+        if torch.cuda.is_available():
+            return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
@@ -474,8 +477,9 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tu
 def save_run(run: dict, model: nn.Module) -> None:
     """Write the run's record to ``<name>.json`` and the model's weights to ``<name>.pt``, whole or not at all.
 
-    They go to ``notebooks/results/``, or to the folder that the environment variable ``MNIST_RESULTS`` names (the
-    tests set it, so as not to write over the course's own records); runs on the digits go to ``digits/`` inside.
+    They go to ``notebooks/results/``, or to the folder that the environment variable ``MNIST_RESULTS`` names, counted
+    from the repository's root (it keeps the course's own records as they are, and the tests set it). Runs on the
+    digits go to ``digits/`` inside.
 
     The record's keys: ``name, model, parameters, network`` (the layers, as text), ``epochs, seed, data, evaluated_on,
     settings, device, threads, precision, versions, seconds`` (training and evaluation) and ``history``, a list with
@@ -486,7 +490,7 @@ def save_run(run: dict, model: nn.Module) -> None:
         ValueError: the name is not a plain file name.
     """
     _check_name(run["name"])
-    folder = Path(os.environ.get("MNIST_RESULTS") or RESULTS)
+    folder = ROOT / (os.environ.get("MNIST_RESULTS") or RESULTS)
     if run["data"] != "MNIST":
         folder /= run["data"]
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""Write the README's two tables and its picture again, from the saved runs: python tests/readme.py"""
+"""Write the README's two tables and its picture again, from the saved runs: python tests/readme.py
+
+Tests compare the tables with the runs; the picture is not compared.
+"""
 
 import re
 import sys

@@ -11,11 +11,7 @@ from address import FORM, ROOT, address, copies
 
 def test_one_address_everywhere():
     for path in copies():
-        found = set(re.findall(FORM, path.read_text(encoding="utf-8")))
-        found = {url for url in found if url.count("/") == 4 and not url.startswith("https://github.com/actions")}
-        assert found <= {address()}, path
-        if path.suffix == ".ipynb":
-            assert found == {address()}, path
+        assert set(re.findall(FORM, path.read_text(encoding="utf-8"))) == {address()}, path
 
 
 def test_one_command_changes_the_address(tmp_path):
@@ -43,4 +39,7 @@ def test_files_named_in_the_readme_exist():
 
 @pytest.mark.parametrize("name", readme.TABLES)
 def test_the_tables_are_what_the_saved_runs_say(name):
-    assert readme.written(name) == readme.TABLES[name]()
+    assert readme.written(name) == readme.TABLES[name](), (
+        "The saved runs in notebooks/results are not those of README.md. If you trained some again: "
+        "'git checkout notebooks/results' brings the course's own back, 'python tests/readme.py' shows yours."
+    )
