@@ -31,19 +31,21 @@ def results() -> str:
     ]
     for budget, name in (("under 20,000", "target-20k"), ("under 8,000", "target-8k")):
         runs = [load_run(path.stem) for path in sorted(RESULTS.glob(f"{name}-seed*.json"))]
-        means = [mean_accuracy(run, 5) for run in runs]
-        lowest = [min(run["history"]["test_accuracy"][-5:]) for run in runs]
         log = load_run(name.replace("target", "assignment"))
-        first = runs[0]
-        lines += [
-            f"| {budget} | `{first['model']}` | {first['parameters']:,} | {first['epochs']} | {len(runs)} "
-            f"| **{np.mean(means):.2f}** ± {np.std(means, ddof=1):.2f} | {min(lowest):.2f} "
-            f"| {sum(value >= 99.4 for value in lowest)} of {len(runs)} |",
-            f"| | the assignment's own log | {log['parameters']:,} | {log['epochs']} | 1 | {mean_accuracy(log, 5):.2f} "
-            f"| {min(log['history']['test_accuracy'][-5:]):.2f} "
-            f"| {int(min(log['history']['test_accuracy'][-5:]) >= 99.4)} of 1 |",
-        ]
+        lines += [row(budget, f"`{log['model']}`", runs), row("", "the assignment's own log", [log])]
     return "\n".join(lines) + "\n"
+
+
+def row(budget: str, label: str, runs: list[dict]) -> str:
+    """Return one row of the result table, for runs of one network that differ in their seeds."""
+    means = [mean_accuracy(run, 5) for run in runs]
+    lowest = [min(run["history"]["test_accuracy"][-5:]) for run in runs]
+    mean = f"{np.mean(means):.2f}" if len(runs) == 1 else f"**{np.mean(means):.2f}** ± {np.std(means, ddof=1):.2f}"
+    cells = (
+        budget, label, f"{runs[0]['parameters']:,}", runs[0]["epochs"], len(runs), mean, f"{min(lowest):.2f}",
+        f"{sum(value >= 99.4 for value in lowest)} of {len(runs)}",
+    )  # fmt: skip
+    return "| " + " | ".join(map(str, cells)).lstrip() + " |"
 
 
 def times() -> str:
@@ -66,17 +68,16 @@ def times() -> str:
 TABLES = {"results": results, "times": times}
 
 
-def written(name: str) -> str:
-    """Return the table of that name that README.md holds now."""
-    return re.search(FORM.format(name), (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+def section(name: str) -> re.Match:
+    """Find the table of that name in README.md: group 1 is what it holds now."""
+    return re.search(FORM.format(name), (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 if __name__ == "__main__":
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, table in TABLES.items():
-        found = re.search(FORM.format(name), text, re.DOTALL)
-        text = text[: found.start(1)] + table() + text[found.end(1) :]
-    (ROOT / "README.md").write_text(text, encoding="utf-8", newline="\n")
+        found = section(name)
+        text = found.string[: found.start(1)] + table() + found.string[found.end(1) :]
+        (ROOT / "README.md").write_text(text, encoding="utf-8", newline="\n")
     plot_runs(
         [load_run(name) for name in ("target-20k-seed0", "target-8k-seed0", "assignment-20k", "assignment-8k")],
         target=99.4,

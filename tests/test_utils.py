@@ -1,5 +1,7 @@
 """The tools, from loading to checking, each on real images."""
 
+import gzip
+import hashlib
 import json
 import math
 import os
@@ -8,6 +10,8 @@ import shutil
 import socket
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import matplotlib.pyplot as plt
 import pytest
@@ -169,8 +173,6 @@ def test_a_silent_mirror_is_given_up(no_network, monkeypatch):
 
 def serve(folder):
     """Serve a folder over HTTP on this machine; return the server."""
-    from functools import partial
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -184,9 +186,6 @@ def serve(folder):
 @pytest.mark.parametrize("whole", [True, False])
 def test_download_is_seen_only_when_whole(copy, no_network, monkeypatch, tmp_path, capsys, whole):
     """The real download through torchvision, from a mirror on this machine; the broken one cuts a file short."""
-    import gzip
-    import hashlib
-
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     resources = []
