@@ -6,14 +6,14 @@ import tempfile
 
 import pytest
 
-from utils import _find_mnist
+from utils import find_mnist
 
 HEADER = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
     try:
-        folder = _find_mnist(None)
+        folder = find_mnist()
     except (ValueError, FileNotFoundError) as error:
         raise pytest.UsageError(str(error)) from error
     # Every notebook has a process of its own: none of them shall search, or try the network, again.

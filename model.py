@@ -191,3 +191,30 @@ class Net8k(DigitClassifier):
             nn.Conv2d(20, 10, 1, bias=False),
             nn.AvgPool2d(5),  # 1 x 1
         )
+
+
+class NetFast(DigitClassifier):
+    """A network made to train fast on a processor: 99 % after two epochs. Notebook 8.
+
+    18,010 parameters; 0.4 million multiply-adds for an image. Convolutions with a stride of 2 take the place of
+    pooling: the maps are small from the first layer on. All widths are multiples of 16, the numbers that one
+    instruction of many current processors handles. Receptive field of one score: 25 × 25 pixels.
+    """
+
+    def __init__(self):
+        super().__init__()
+
+        def block(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
+
+        self.layers = nn.Sequential(
+            *block(1, 16, 5, 2),  # 12 x 12
+            *block(16, 16, 3, 1),  # 10 x 10
+            *block(16, 32, 3, 2),  # 4 x 4
+            *block(32, 32, 3, 1),  # 2 x 2
+            nn.Conv2d(32, 10, 2),  # 1 x 1
+        )

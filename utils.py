@@ -5,6 +5,7 @@ load -> augment -> train -> evaluate -> record -> plot -> check
 Pixel values run from 0 (background) to 255 (ink) until ``normalize``; accuracies are in percent.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -28,8 +29,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from matplotlib.ticker import LogLocator
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.datasets.mnist import read_image_file, read_label_file
@@ -85,25 +84,20 @@ def load_mnist(
 ) -> Data:
     """Return MNIST, 60,000 training and 10,000 test images, as tensors on ``device``.
 
-    The four files are looked for in ``root``, then in the folder that the environment variable ``MNIST_ROOT`` names,
-    then in ``data/`` beside this file, each laid out as torchvision does (``MNIST/raw/`` inside). Only when none has
-    them are they downloaded into ``data/``. Files are trusted only after their MD5 matches. Without a network, the
-    1,797 handwritten digits inside scikit-learn take MNIST's place (``name == "digits"``).
+    Where ``find_mnist`` finds no files, the 1,797 handwritten digits inside scikit-learn take MNIST's place
+    (``name == "digits"``).
 
     Args:
-        root: folder to look in first; a relative one counts from the working directory or from the repository's root.
-            ``"digits"`` (here or in ``MNIST_ROOT``) asks for scikit-learn's digits at once.
+        root: see ``find_mnist``.
         validation: hold out the last sixth of the training images (10,000 for MNIST) and evaluate on them; the test
             images are then not in the result. For choosing settings.
         device: where the tensors go; default ``pick_device()``.
 
     Raises:
-        ValueError: a file is damaged.
-        FileNotFoundError: some of the four files are there and others are missing; in ``data/``, only if they cannot be
-            downloaded.
+        ValueError, FileNotFoundError: see ``find_mnist``.
     """
     device = torch.device(device) if device else pick_device()
-    folder = _find_mnist(root)
+    folder = find_mnist(root)
     if folder is None:
         name = "digits"
         train, test = _load_digits()
@@ -124,8 +118,22 @@ def load_mnist(
     return Data(name, "validation" if validation else "test", *(t.to(device) for t in (*train, *test)))
 
 
-def _find_mnist(root: str | Path | None) -> Path | None:
-    """Return the folder that holds MNIST, downloading it if need be; None stands for scikit-learn's digits."""
+def find_mnist(root: str | Path | None = None) -> Path | None:
+    """Return the folder that holds MNIST, downloading it if need be; None stands for scikit-learn's digits.
+
+    The four files are looked for in ``root``, then in the folder that the environment variable ``MNIST_ROOT`` names,
+    then in ``data/`` beside this file, each laid out as torchvision does (``MNIST/raw/`` inside). Only when none has
+    them are they downloaded into ``data/``. Files are trusted only after their MD5 matches.
+
+    Args:
+        root: folder to look in first; a relative one counts from the working directory or from the repository's root.
+            ``"digits"`` (here or in ``MNIST_ROOT``) asks for scikit-learn's digits at once.
+
+    Raises:
+        ValueError: a file is damaged.
+        FileNotFoundError: some of the four files are there and others are missing; in ``data/``, only if they cannot be
+            downloaded.
+    """
     for asked in (root, os.environ.get("MNIST_ROOT")):
         if not asked:
             continue
@@ -227,6 +235,10 @@ def _download(folder: Path, patience: float = 13.0) -> None:
 
 def _load_digits() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Return scikit-learn's 8 x 8 digits, framed as MNIST's are: 20 x 20 pixels in the middle of 28 x 28."""
+    # Imported where it is needed: with MNIST it would only cost 80 MB in every notebook.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
     images = F.pad(F.interpolate(images, (20, 20), mode="bilinear"), (4, 4, 4, 4)).round().to(torch.uint8)
@@ -306,6 +318,7 @@ def fit(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     augmentation: dict[str, float] | None = None,
     ema_decay: float | None = None,
+    bfloat16: bool | None = None,
 ) -> dict:
     """Train the model in place with cross-entropy, printing a line after every epoch, and return the run's record.
 
@@ -322,6 +335,8 @@ def fit(
         augmentation: arguments of ``augment``, which is then applied to every training batch.
         ema_decay: evaluate, and keep in the end, an exponential moving average of the weights (and of BatchNorm's
             statistics) instead of the last ones; the fraction, 0 to 1, that the average keeps at every step.
+        bfloat16: train in this shorter number format where autocast holds it to be safe (notebook 8); by default only
+            on processors that compute in it themselves. Weights, loss and evaluation are in float32 in any case.
 
     Returns:
         The record: see ``save_run``.
@@ -340,10 +355,6 @@ def fit(
     torch.manual_seed(seed)
     device = data.train_images.device
     model.to(device)
-    averaged = None
-    if ema_decay is not None:
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
-    result = averaged.module if averaged else model
     settings = {
         "batch_size": batch_size,
         "optimizer": {"class": type(optimizer).__name__} | _plain(optimizer.defaults),
@@ -351,13 +362,20 @@ def fit(
         "augmentation": augmentation,
         "ema_decay": ema_decay,
     }
-    bfloat16 = _has_bfloat16(device)
+    if bfloat16 is None:
+        bfloat16 = _has_bfloat16(device)
     history = {"train_loss": [], "train_accuracy": [], "test_loss": [], "test_accuracy": []}
+    elapsed = []
     count = len(data.train_labels)
     started = time.perf_counter()
     # The bar shares one stream with the lines, so that a saved page shows the lines alone.
     steps = epochs * math.ceil(count / batch_size)
-    with tqdm(total=steps, desc=name, unit="batch", mininterval=0.5, leave=False, file=sys.stdout) as bar:
+    bar = tqdm(total=steps, desc=name, unit="batch", mininterval=0.5, leave=False, file=sys.stdout)
+    with bar, _fast_order(model, device):
+        averaged = None
+        if ema_decay is not None:
+            averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        result = averaged.module if averaged else model
         for epoch in range(1, epochs + 1):
             model.train()
             # Sums stay on the device, so that a GPU need not wait for Python after every batch.
@@ -367,7 +385,7 @@ def fit(
                 images, labels = data.train_images[batch], data.train_labels[batch]
                 if augmentation:
                     images = augment(images, **augmentation)
-                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                     logits = model(normalize(images))
                 loss = F.cross_entropy(logits.float(), labels)
                 optimizer.zero_grad()
@@ -391,12 +409,13 @@ def fit(
             test_accuracy = 100 * test_correct / total
             for series, value in zip(history.values(), (train_loss, train_accuracy, test_loss, test_accuracy)):
                 series.append(value)
+            elapsed.append(round(time.perf_counter() - started, 2))
             tqdm.write(
                 f"{epoch:2d}  Train: {train_loss:.4f}, {train_accuracy:.2f}%  {data.evaluated_on.capitalize()} set: "
                 f"Average loss: {test_loss:.4f}, Accuracy: {test_correct}/{total} ({test_accuracy:.2f}%)"
             )
-    if averaged:
-        model.load_state_dict(result.state_dict())
+        if averaged:
+            model.load_state_dict(result.state_dict())
     return {
         "name": name,
         "model": type(model).__name__,
@@ -416,8 +435,52 @@ def fit(
             "torchvision": str(torchvision.__version__),
         },
         "seconds": round(time.perf_counter() - started, 1),
+        "elapsed": elapsed,
         "history": history,
     }
+
+
+@contextlib.contextmanager
+def _fast_order(model: nn.Module, device: torch.device):
+    """On a processor, train with the channels of a pixel side by side in memory (channels_last): see notebook 8.
+
+    BatchNorm layers of fewer than 16 channels are the exception. There, two threads write their sums into one cache
+    line (64 bytes) and wait for each other; so they get their maps, and their gradients, in the usual order.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    model.to(memory_format=torch.channels_last)
+    narrow = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.num_features < 16]
+    hooks = [layer.register_forward_pre_hook(_before_batch_norm) for layer in narrow]
+    hooks += [layer.register_forward_hook(_after_batch_norm) for layer in narrow]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.to(memory_format=torch.contiguous_format)
+
+
+class _Reorder(torch.autograd.Function):
+    """The same numbers in another order in memory; their gradients are put back into the order before."""
+
+    @staticmethod
+    def forward(context, maps: torch.Tensor, before: torch.memory_format, after: torch.memory_format) -> torch.Tensor:
+        context.before = before
+        return maps.contiguous(memory_format=after)
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor):
+        return gradient.contiguous(memory_format=context.before), None, None
+
+
+def _before_batch_norm(layer: nn.Module, inputs: tuple):
+    return _Reorder.apply(inputs[0], torch.channels_last, torch.contiguous_format) if layer.training else None
+
+
+def _after_batch_norm(layer: nn.Module, inputs: tuple, maps: torch.Tensor):
+    return _Reorder.apply(maps, torch.contiguous_format, torch.channels_last) if layer.training else None
 
 
 def _processor() -> dict:
@@ -444,11 +507,19 @@ def _plain(state: dict) -> dict:
 # ------------------------------------------------------------ evaluate ----
 
 
-def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 1000) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
     """Return the logits, ``(N, 10)`` float32, for images of pixel values 0 to 255, ``(N, 1, 28, 28)``.
 
     The model is run in evaluation mode and then put back as it was: no statistic, gradient or random state changes.
+
+    Args:
+        model: maps ``(N, 1, 28, 28)`` normalised images to ``(N, 10)`` logits.
+        images: on the model's device.
+        batch_size: changes nothing but the speed and the rounding; default 250 on a processor, whose cache holds the
+            maps of so many images (notebook 8), and 1,000 elsewhere.
     """
+    if batch_size is None:
+        batch_size = 250 if images.device.type == "cpu" else 1000
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -482,9 +553,10 @@ def save_run(run: dict, model: nn.Module) -> None:
     digits go to ``digits/`` inside.
 
     The record's keys: ``name, model, parameters, network`` (the layers, as text), ``epochs, seed, data, evaluated_on,
-    settings, device, threads, precision, versions, seconds`` (training and evaluation) and ``history``, a list with
-    one value for every epoch of each of ``train_loss, train_accuracy`` (means over the epoch, while the weights still
-    moved), ``test_loss`` and ``test_accuracy`` (after the epoch).
+    settings, device, threads, precision, versions, seconds`` (training and evaluation), ``elapsed`` (the seconds since
+    the start, at the end of each epoch; missing in older records) and ``history``, a list with one value for every
+    epoch of each of ``train_loss, train_accuracy`` (means over the epoch, while the weights still moved),
+    ``test_loss`` and ``test_accuracy`` (after the epoch).
 
     Raises:
         ValueError: the name is not a plain file name.

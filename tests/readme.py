@@ -1,8 +1,9 @@
-"""Write the README's two tables and its picture again, from the saved runs: python tests/readme.py
+"""Write the README's tables and its picture again, from the saved runs: python tests/readme.py
 
 Tests compare the tables with the runs; the picture is not compared.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -48,24 +49,51 @@ def row(budget: str, label: str, runs: list[dict]) -> str:
     return "| " + " | ".join(map(str, cells)).lstrip() + " |"
 
 
-def times() -> str:
-    """Return the table of training times: the runs that each notebook trains, and their seconds as recorded."""
-    lines = ["| notebook | runs trained | minutes of training and testing |", "|---|---|---|"]
-    total = 0.0
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        names = re.findall(r'name=f?\\"([\w{}-]+)\\"', path.read_text(encoding="utf-8"))
-        runs = [load_run(name.replace("{seed}", "0")) for name in names]
-        seconds = sum(run["seconds"] for run in runs)
-        total += seconds
-        lines.append(f"| {path.stem} | {len(runs)} | {seconds / 60:.1f} |")
-    lines.append(f"| all | | {total / 60:.1f} |")
+def speed() -> str:
+    """Return the table of measured speeds."""
+    measured = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    ratio, spread, to_99 = measured["epoch_ratio"], measured["spread"], measured["time_to_99"]
+    ours, mark = to_99["course"], to_99["train_mnist_fast"]
+    lines = ["| compared in turn on one machine | result | smallest to largest |", "|---|---|---|"]
+    for network in ratio:
+        of = spread["epoch_ratio"][network]
+        lines.append(
+            f"| an epoch of `{network}` against the usual loop | {ratio[network]:.2f} times faster "
+            f"| {of['smallest']:.2f} to {of['largest']:.2f} ({of['n']} repetitions) |"
+        )
+    of = spread["time_to_99_4_ratio"]
+    bound = "at least " if None in [run["seconds"] for run in measured["time_to_99_4"]["usual"]] else ""
     lines.append(
-        f"\nMachine: {runs[0]['device']}, {runs[0]['threads']} threads, PyTorch {runs[0]['versions']['torch']}."
+        f"| `Net8k` to 99.4 %, held to the end, against the usual loop | {bound}{of['median']:.1f} times faster "
+        f"| {of['smallest']:.1f} to {of['largest']:.1f} ({of['n']} seeds) |"
     )
-    return "\n".join(lines) + "\n"
+    of = spread["time_to_99_share"]
+    lines.append(
+        f"| `NetFast` to {ours['mean_accuracy']:.2f} % (sd {ours['sd_accuracy']:.2f}) against train_mnist_fast "
+        f"({mark['mean_accuracy']:.2f} %, sd {mark['sd_accuracy']:.2f}) | {100 * of['median']:.0f} % of the time: "
+        f"{ours['seconds']['median']:.1f} s against {mark['seconds']['median']:.1f} s "
+        f"| {100 * of['smallest']:.0f} % to {100 * of['largest']:.0f} % ({of['n']} seeds) |"
+    )
+    return "\n".join(lines) + f"\n\nMachine: {machine(measured, 'epochs')}.\n"
 
 
-TABLES = {"results": results, "times": times}
+def machine(measured: dict, part: str) -> str:
+    """Return what a part of the benchmark ran on, in words."""
+    of = measured["machine"][part]
+    return f"{of['processor']}, {of['threads']} threads, PyTorch {of['torch']}"
+
+
+def times() -> str:
+    """Return the table of the minutes that each notebook takes under nbval."""
+    measured = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    lines = ["| notebook | minutes |", "|---|---|"]
+    lines += [f"| {name} | {minutes:.1f} |" for name, minutes in measured["notebook_minutes"].items()]
+    lines.append(f"| `pytest --nbval`, with all other tests | {measured['nbval_minutes']:.1f} |")
+    peak = f"It takes about {measured['peak_memory_mb']:,.0f} MB of memory, all its processes together."
+    return "\n".join(lines) + f"\n\nMachine: {machine(measured, 'tests')}. {peak}\n"
+
+
+TABLES = {"results": results, "speed": speed, "times": times}
 
 
 def section(name: str) -> re.Match:

@@ -1,12 +1,17 @@
 """What the notebooks and README.md say about the repository is so."""
 
+import json
 import re
+import statistics
 import subprocess
 import sys
 
+import benchmark
 import pytest
 import readme
 from address import FORM, ROOT, address, copies
+
+from utils import RESULTS
 
 
 def test_one_address_everywhere():
@@ -43,3 +48,35 @@ def test_the_tables_are_what_the_saved_runs_say(name):
         "The saved runs in notebooks/results are not those of README.md. If you trained some again: "
         "'git checkout notebooks/results' brings the course's own back, 'python tests/readme.py' shows yours."
     )
+
+
+def test_the_speed_figures_are_those_of_the_measurements():
+    """The figures in speed.json that the course promises follow from the single measurements in the same file."""
+    speed = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    for network, ladder in speed["ladder"].items():
+        ratio, spread = speed["epoch_ratio"][network], speed["spread"]["epoch_ratio"][network]
+        assert spread["smallest"] <= ratio == spread["median"] <= spread["largest"]
+        usual, fit = ladder["the usual loop"], ladder["4 fit"]
+        assert usual["smallest"] / fit["largest"] - 0.01 <= ratio <= usual["largest"] / fit["smallest"] + 0.01
+    ratios = benchmark.ratios_to_99_4(speed["time_to_99_4"])
+    assert statistics.median(ratios) == pytest.approx(speed["time_to_99_4_ratio"], abs=0.01)
+    for run in [*speed["time_to_99_4"]["usual"], *speed["time_to_99_4"]["course"]]:
+        assert run["seconds"] == benchmark.seconds_to(run["elapsed"], run["accuracy"], 99.4)
+    mark, course = (speed["time_to_99"][kind] for kind in ("train_mnist_fast", "course"))
+    shares = [b["seconds"] / a["seconds"] for a, b in zip(mark["runs"], course["runs"])]
+    assert len(shares) == 10 and statistics.median(shares) == pytest.approx(speed["time_to_99_share"], abs=0.01)
+    mean = statistics.mean(run["accuracy"] for run in course["runs"])
+    assert mean == pytest.approx(course["mean_accuracy"], abs=0.001)
+    assert {run["parameters"] for run in course["runs"]} == {18_010}
+    assert sum(speed["notebook_minutes"].values()) < speed["nbval_minutes"]
+
+
+def test_the_benchmark_counts_only_what_is_held():
+    elapsed = [10.0, 20.0, 30.0, 40.0]
+    assert benchmark.seconds_to(elapsed, [99.4, 99.3, 99.4, 99.5], 99.4) == 30.0
+    assert benchmark.seconds_to(elapsed, [99.4, 99.4, 99.4, 99.4], 99.4) == 10.0
+    assert benchmark.seconds_to(elapsed, [99.5, 99.5, 99.5, 99.39], 99.4) is None
+    usual = {"seconds": None, "elapsed": elapsed}
+    course = {"seconds": 10.0, "elapsed": elapsed}
+    assert benchmark.ratios_to_99_4({"usual": [usual, usual], "course": [course, usual]}) == [4.0, 0.0]
+    assert sum(p.numel() for p in benchmark.TrainMnistFast().parameters()) == 215_194

@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 import torchvision
 
 import utils
-from model import LeNet5, Net8k, Skeleton
+from model import LeNet5, Net8k, Net20k, Skeleton
 from utils import MNIST_FILES, Data, augment, check_target, evaluate, fit, load_mnist, normalize, predict
 
 
@@ -84,7 +85,7 @@ def no_network(monkeypatch, tmp_path):
 @pytest.fixture
 def copy(mnist, tmp_path):
     """A folder with a good copy of the four files, which a test may then damage."""
-    source = utils._find_mnist(None) / "MNIST" / "raw"
+    source = utils.find_mnist() / "MNIST" / "raw"
     raw = tmp_path / "copy" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in MNIST_FILES:
@@ -349,6 +350,25 @@ def test_same_seed_same_run_other_seed_other_run(few):
     (first, model), (again, same), (other, _) = (train(few, seed=seed, **settings) for seed in (3, 3, 4))
     assert first["history"] == again["history"] != other["history"]
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values()))
+
+
+@pytest.mark.parametrize("network", [Net8k, Net20k, Skeleton])
+def test_the_order_in_memory_changes_no_result(network, few):
+    """Logits and gradients are those of the usual order but for rounding, and the model is left as it was."""
+    torch.manual_seed(0)
+    model, images = network().double(), normalize(few.train_images[:20]).double()
+    gradients = {}
+    for order, arranged in (("usual", nullcontext()), ("fast", utils._fast_order(model, torch.device("cpu")))):
+        with arranged:
+            torch.manual_seed(1)  # the same dropout
+            model.zero_grad()
+            logits = model.train()(images)
+            F.cross_entropy(logits, few.train_labels[:20]).backward()
+            gradients[order] = [logits.detach(), *(p.grad.clone() for p in model.parameters())]
+            assert (order == "usual") == all(p.is_contiguous() for p in model.parameters())
+    torch.testing.assert_close(gradients["fast"], gradients["usual"])
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
 
 
 def test_averaging_keeps_the_average(few):
