@@ -3,9 +3,9 @@
     python tests/benchmark.py             every part: about an hour and a half on two processor cores
     python tests/benchmark.py time_to_99  some parts (see PARTS); the other figures in the file stay
 
-What is compared is measured in turn in this one process, on a machine that does nothing else; figures are medians, and
-``spread`` has the smallest and the largest. The usual loop is the one that notebook 8 shows: its cells are run here.
-Afterwards, write README's tables again (python tests/readme.py), and execute notebook 8 again.
+What is compared is measured in turn in one process, a new one for each part, on a machine that does nothing else;
+figures are medians, and ``spread`` has the smallest and the largest. The usual loop is the one that notebook 8 shows:
+its cells are run here. Afterwards, write README's tables again (python tests/readme.py), and execute notebook 8 again.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,7 +34,7 @@ from torch.optim.lr_scheduler import OneCycleLR  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from model import Net8k, Net20k  # noqa: E402
-from utils import RESULTS, augment, evaluate, find_mnist, fit, load_mnist, normalize, predict  # noqa: E402
+from utils import RESULTS, _processor, augment, evaluate, find_mnist, fit, load_mnist, normalize, predict  # noqa: E402
 
 FILE = RESULTS / "speed.json"
 REPETITIONS = 3
@@ -90,6 +89,27 @@ def new_model(network, order=torch.contiguous_format, **options) -> tuple:
     return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, **options)
 
 
+def usual(network, batch_size: int):
+    """Return a function that trains a new network for one more epoch by the usual loop."""
+    model, optimizer = new_model(network)
+    loaders = notebook["usual_loaders"](batch_size, find_mnist())
+    return lambda: notebook["usual_epoch"](model, optimizer, *loaders, device)
+
+
+def in_memory(network, batch_size: int, *, read_loss=False, bfloat16=True, compiled=False, **options):
+    """Return a function that trains a new network for one more epoch on images in memory; options: see new_model."""
+    model, optimizer = new_model(network, **options)
+    used = torch.compile(model) if compiled else model
+    return lambda: epoch_in_memory(used, optimizer, batch_size, read_loss=read_loss, bfloat16=bfloat16)
+
+
+def by_fit(network, batch_size: int):
+    """Return a function that trains a new network for one more epoch by the course's fit."""
+    model, optimizer = new_model(network)
+    settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}}
+    return lambda: fit(model, data, name="epoch", optimizer=optimizer, **settings)
+
+
 def in_turn(trainings: dict) -> dict:
     """Return the seconds of every training, a function that trains one more epoch, over the repetitions."""
     seconds = {name: [] for name in trainings}
@@ -104,40 +124,22 @@ def epochs() -> dict:
     """Time one epoch, test included, rung by rung: same network, batch size and augmentation (rotation by up to 7°)."""
     results = {"epoch_ratio": {}, "spread": {"epoch_ratio": {}}, "ladder": {}, "not_kept": {}, "test": {}}
     for network, batch_size in ((Net8k, 256), (Net20k, 64)):
-        loaders = notebook["usual_loaders"](batch_size, find_mnist())
-
-        def usual(network=network, loaders=loaders):
-            model, optimizer = new_model(network)
-            return lambda: notebook["usual_epoch"](model, optimizer, *loaders, device)
-
-        def in_memory(
-            read_loss=False, bfloat16=True, network=network, batch_size=batch_size, compiled=False, **options
-        ):
-            model, optimizer = new_model(network, **options)
-            used = torch.compile(model) if compiled else model
-            return lambda: epoch_in_memory(used, optimizer, batch_size, read_loss=read_loss, bfloat16=bfloat16)
-
-        def by_fit(network=network, batch_size=batch_size):
-            model, optimizer = new_model(network)
-            settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}}
-            return lambda: fit(model, data, name="epoch", optimizer=optimizer, **settings)
-
         name = network.__name__
         print(f"{name}, batches of {batch_size}", flush=True)
         ladder = in_turn(
             {
-                "the usual loop": usual(),
-                "1 images in memory": in_memory(read_loss=True, bfloat16=False),
-                "2 loss not shown": in_memory(bfloat16=False),
-                "3 bfloat16": in_memory(),
-                "4 fit": by_fit(),
+                "the usual loop": usual(network, batch_size),
+                "1 images in memory": in_memory(network, batch_size, read_loss=True, bfloat16=False),
+                "2 loss not shown": in_memory(network, batch_size, bfloat16=False),
+                "3 bfloat16": in_memory(network, batch_size),
+                "4 fit": by_fit(network, batch_size),
             }
         )
         not_kept = in_turn(
             {
-                "3 bfloat16, as above": in_memory(),
-                "fused optimizer": in_memory(fused=True),
-                "channels_last everywhere": in_memory(order=torch.channels_last),
+                "3 bfloat16, as above": in_memory(network, batch_size),
+                "fused optimizer": in_memory(network, batch_size, fused=True),
+                "channels_last everywhere": in_memory(network, batch_size, order=torch.channels_last),
             }
         )
         ratios = [a / b for a, b in zip(ladder["the usual loop"], ladder["4 fit"])]
@@ -146,13 +148,13 @@ def epochs() -> dict:
         results["ladder"][name] = {rung: summary(seconds) for rung, seconds in ladder.items()}
         results["not_kept"][name] = {idea: summary(seconds) for idea, seconds in not_kept.items()}
         model, _ = new_model(network)
-        tests = in_turn(
+        test_seconds = in_turn(
             {
                 f"{size} images at a time": lambda model=model, size=size: predict(model, data.test_images, size).cpu()
                 for size in (50, 250, 1000)
             }
         )
-        results["test"][name] = {size: summary(seconds) for size, seconds in tests.items()}
+        results["test"][name] = {size: summary(seconds) for size, seconds in test_seconds.items()}
     return results
 
 
@@ -161,10 +163,7 @@ def compilation() -> dict:
     torch.compiler.config.force_disable_caches = True
     results = {}
     for network, batch_size in ((Net8k, 256), (Net20k, 64)):
-        model, optimizer = new_model(network)
-        plain = partial(epoch_in_memory, model, optimizer, batch_size, read_loss=False, bfloat16=True)
-        model, optimizer = new_model(network)
-        compiled = partial(epoch_in_memory, torch.compile(model), optimizer, batch_size, read_loss=False, bfloat16=True)
+        plain, compiled = in_memory(network, batch_size), in_memory(network, batch_size, compiled=True)
         first = timed(compiled)[1]  # compilation happens in the first epoch
         seconds = in_turn({"3 bfloat16, as above": plain, "torch.compile": compiled})
         results[network.__name__] = {way: summary(each) for way, each in seconds.items()}
@@ -175,10 +174,10 @@ def compilation() -> dict:
 # --------------------------------------------------------- time to 99.4 ----
 
 
-def assigned(model: nn.Module) -> tuple:
-    """Return the optimizer and the scheduler (stepped after every epoch) of the 8,000-parameter assignment's code."""
+def assigned(model: nn.Module, steps: int = 1) -> tuple:
+    """Return the optimizer and the scheduler, stepped ``steps`` times an epoch, of the 8,000-parameter assignment."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.015, momentum=0.9)
-    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=6, gamma=0.1)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=6 * steps, gamma=0.1)
 
 
 def seconds_to(elapsed: list[float], accuracies: list[float], accuracy: float) -> float | None:
@@ -303,15 +302,14 @@ def time_to_99() -> dict:
 
 
 def accuracy() -> dict:
-    """Train with what could cost accuracy: Net8k with all changes together, and NetFast with one after the other."""
+    """Train with what could cost accuracy: Net8k with all changes together, and NetFast in both number formats."""
     runs = {"Net8k": [], "NetFast": {}}
     steps = math.ceil(len(data.train_labels) / 256)
     settings = {"epochs": 15, "batch_size": 256, "augmentation": {"degrees": 7}}
     for seed in SEEDS:
         torch.manual_seed(seed)
         model = Net8k()
-        optimizer, _ = assigned(model)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=6 * steps, gamma=0.1)
+        optimizer, scheduler = assigned(model, steps)
         run, _ = timed(fit, model, data, name="fit", optimizer=optimizer, scheduler=scheduler, seed=seed, **settings)
         runs["Net8k"].append({"seed": seed, "accuracy": run["history"]["test_accuracy"]})
         print(f"Net8k, seed {seed}: {run['history']['test_accuracy'][-1]:.2f} %", flush=True)
@@ -424,7 +422,7 @@ if __name__ == "__main__":
             exec(cell.source, notebook)
     machine = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "processor": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.machine(),
+        "processor": _processor().get("cpu_name") or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }

@@ -1,4 +1,4 @@
-"""Shared by the tests: pictures are drawn without a screen, and what data they run on."""
+"""Shared by the tests: pictures are drawn without a screen, and the data is loaded once."""
 
 import matplotlib
 import pytest
@@ -8,9 +8,9 @@ from utils import Data, load_mnist
 matplotlib.use("Agg")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mnist() -> Data:
-    """Real MNIST, wherever it is present. Not kept for the whole session: the notebooks need the memory."""
+    """Real MNIST, wherever it is present."""
     data = load_mnist(device="cpu")
     if data.name != "MNIST":
         pytest.skip("MNIST is not here")
