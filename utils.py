@@ -20,18 +20,19 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from matplotlib.ticker import LogLocator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
@@ -103,6 +104,9 @@ def load_mnist(
         train, test = _load_digits()
     else:
         name = "MNIST"
+        # torchvision is imported where it is needed: it costs every process 160 MB.
+        from torchvision.datasets.mnist import read_image_file, read_label_file
+
         # Not through torchvision.datasets.MNIST, which would prefer an unverified MNIST/processed/ of older versions.
         raw = folder / "MNIST" / "raw"
         train, test = (
@@ -191,6 +195,8 @@ def _download(folder: Path, patience: float = 13.0) -> None:
     Raises:
         OSError: no mirror answered, nothing arrived for ``patience`` seconds, or what arrived was damaged.
     """
+    import torchvision
+
     temporary = Path(tempfile.mkdtemp(prefix="mnist-"))
     errors = []
 
@@ -319,6 +325,7 @@ def fit(
     augmentation: dict[str, float] | None = None,
     ema_decay: float | None = None,
     bfloat16: bool | None = None,
+    checkpoint: bool = False,
 ) -> dict:
     """Train the model in place with cross-entropy, printing a line after every epoch, and return the run's record.
 
@@ -337,6 +344,9 @@ def fit(
             statistics) instead of the last ones; the fraction, 0 to 1, that the average keeps at every step.
         bfloat16: train in this shorter number format where autocast holds it to be safe (notebook 8); by default only
             on processors that compute in it themselves. Weights, loss and evaluation are in float32 in any case.
+        checkpoint: write the state of the training to a file after every epoch, and continue from there if the same
+            run (name, settings, starting weights and images) was stopped before. On the same processor the weights
+            are then, bit for bit, those of a run that was not stopped. ``save_run`` removes the file.
 
     Returns:
         The record: see ``save_run``.
@@ -365,8 +375,10 @@ def fit(
     if bfloat16 is None:
         bfloat16 = _has_bfloat16(device)
     history = {"train_loss": [], "train_accuracy": [], "test_loss": [], "test_accuracy": []}
-    elapsed = []
-    count = len(data.train_labels)
+    elapsed, continued_after = [], []
+    count, total = len(data.train_labels), len(data.test_labels)
+    path = _results_folder(data.name) / f"{name}.checkpoint"
+    identity = _identity(model, optimizer, data, name, seed, epochs, bfloat16, settings) if checkpoint else ""
     started = time.perf_counter()
     # The bar shares one stream with the lines, so that a saved page shows the lines alone.
     steps = epochs * math.ceil(count / batch_size)
@@ -376,7 +388,20 @@ def fit(
         if ema_decay is not None:
             averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
         result = averaged.module if averaged else model
-        for epoch in range(1, epochs + 1):
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "averaged": averaged}
+        parts = {key: part for key, part in parts.items() if part is not None}
+        if checkpoint and (saved := _read_checkpoint(path, identity)):
+            for key, part in parts.items():
+                part.load_state_dict(saved[key])
+            history, elapsed = saved["history"], saved["elapsed"]
+            continued_after = [*saved["continued_after"], len(elapsed)]
+            _set_random_state(saved["random_state"], device)
+            started -= elapsed[-1]
+            bar.update(len(elapsed) * math.ceil(count / batch_size))
+            for epoch in range(1, len(elapsed) + 1):
+                tqdm.write(_line(epoch, history, data))
+            tqdm.write(f"{name} was stopped after epoch {len(elapsed)} of {epochs}; it is continued from {path.name}")
+        for epoch in range(len(elapsed) + 1, epochs + 1):
             model.train()
             # Sums stay on the device, so that a GPU need not wait for Python after every batch.
             loss_sum = torch.zeros((), device=device)
@@ -405,15 +430,16 @@ def fit(
                     f"epoch {epoch}: the loss is no longer a finite number (training {train_loss}, "
                     f"{data.evaluated_on} {test_loss}). Most often the learning rate is too high: try a tenth of it."
                 )
-            total = len(data.test_labels)
             test_accuracy = 100 * test_correct / total
             for series, value in zip(history.values(), (train_loss, train_accuracy, test_loss, test_accuracy)):
                 series.append(value)
             elapsed.append(round(time.perf_counter() - started, 2))
-            tqdm.write(
-                f"{epoch:2d}  Train: {train_loss:.4f}, {train_accuracy:.2f}%  {data.evaluated_on.capitalize()} set: "
-                f"Average loss: {test_loss:.4f}, Accuracy: {test_correct}/{total} ({test_accuracy:.2f}%)"
-            )
+            tqdm.write(_line(epoch, history, data))
+            if checkpoint:
+                states = {key: part.state_dict() for key, part in parts.items()}
+                progress = {"history": history, "elapsed": elapsed, "continued_after": continued_after}
+                state = {"identity": identity, **states, **progress, "random_state": _random_state(device)}
+                _write_whole({path: _torch_bytes(state)})
         if averaged:
             model.load_state_dict(result.state_dict())
     return {
@@ -432,12 +458,63 @@ def fit(
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
+            "torchvision": version("torchvision"),
         },
         "seconds": round(time.perf_counter() - started, 1),
         "elapsed": elapsed,
+        "continued_after": continued_after,
         "history": history,
     }
+
+
+def _line(epoch: int, history: dict, data: Data) -> str:
+    """Return what ``fit`` prints after an epoch."""
+    train_loss, train_accuracy, test_loss, test_accuracy = (series[epoch - 1] for series in history.values())
+    total = len(data.test_labels)
+    return (
+        f"{epoch:2d}  Train: {train_loss:.4f}, {train_accuracy:.2f}%  {data.evaluated_on.capitalize()} set: "
+        f"Average loss: {test_loss:.4f}, Accuracy: {round(test_accuracy * total / 100)}/{total} ({test_accuracy:.2f}%)"
+    )
+
+
+def _identity(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, *others) -> str:
+    """Return a text that two runs share only if they start alike and are to do the same."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    groups = [_plain(group) for group in optimizer.param_groups]
+    sums = [tensor.sum(dtype=torch.int64).item() for tensor in (data.train_images, data.train_labels, data.test_images)]
+    counts = [data.name, data.evaluated_on, len(data.train_labels), len(data.test_labels)]
+    digest.update(repr((str(model), groups, counts, sums, data.train_images.device.type, *others)).encode())
+    return digest.hexdigest()
+
+
+def _read_checkpoint(path: Path, identity: str) -> dict | None:
+    """Return the state that a run of this identity left, or None, and say so, if there is no such thing."""
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["identity"] == identity:
+            return state
+        print(f"{path.name} is of a run with other settings, weights or images: starting anew.")
+    except Exception:  # on damaged files torch raises whatever it stumbles over
+        print(f"{path.name} cannot be read: starting anew.")
+    return None
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    """Return the states of torch's generators that a training on this device draws from."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state())
+    return states
+
+
+def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1])
 
 
 @contextlib.contextmanager
@@ -546,7 +623,7 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tu
 
 
 def save_run(run: dict, model: nn.Module) -> None:
-    """Write the run's record to ``<name>.json`` and the model's weights to ``<name>.pt``, whole or not at all.
+    """Write the run's record to ``<name>.json`` and the model's weights to ``<name>.pt``, each whole or not at all.
 
     They go to ``notebooks/results/``, or to the folder that the environment variable ``MNIST_RESULTS`` names, counted
     from the repository's root (it keeps the course's own records as they are, and the tests set it). Runs on the
@@ -554,28 +631,41 @@ def save_run(run: dict, model: nn.Module) -> None:
 
     The record's keys: ``name, model, parameters, network`` (the layers, as text), ``epochs, seed, data, evaluated_on,
     settings, device, threads, precision, versions, seconds`` (training and evaluation), ``elapsed`` (the seconds since
-    the start, at the end of each epoch; missing in older records) and ``history``, a list with one value for every
-    epoch of each of ``train_loss, train_accuracy`` (means over the epoch, while the weights still moved),
-    ``test_loss`` and ``test_accuracy`` (after the epoch).
+    the start, at the end of each epoch), ``continued_after`` (the epochs after which the run was stopped and
+    continued), both missing in older records, ``study`` and ``arguments`` (of runs by ``run_study``), and ``history``,
+    a list with one value for every epoch of each of ``train_loss, train_accuracy`` (means over the epoch, while the
+    weights still moved), ``test_loss`` and ``test_accuracy`` (after the epoch). The run's checkpoint is removed.
 
     Raises:
         ValueError: the name is not a plain file name.
     """
     _check_name(run["name"])
-    folder = ROOT / (os.environ.get("MNIST_RESULTS") or RESULTS)
-    if run["data"] != "MNIST":
-        folder /= run["data"]
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = io.BytesIO()
-    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, weights)
+    folder = _results_folder(run["data"])
+    weights = _torch_bytes({key: value.cpu() for key, value in model.state_dict().items()})
     record = json.dumps(run, indent=1, allow_nan=False) + "\n"
-    parts = {
-        folder / f"{run['name']}{suffix}": folder / f"{run['name']}{suffix}.{os.getpid()}.tmp"
-        for suffix in (".pt", ".json")
-    }
+    _write_whole({folder / f"{run['name']}.pt": weights, folder / f"{run['name']}.json": record.encode()})
+    (folder / f"{run['name']}.checkpoint").unlink(missing_ok=True)
+
+
+def _results_folder(data_name: str) -> Path:
+    """Return the folder that runs on this data are written to."""
+    folder = ROOT / (os.environ.get("MNIST_RESULTS") or RESULTS)
+    return folder if data_name == "MNIST" else folder / data_name
+
+
+def _torch_bytes(state: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _write_whole(files: dict[Path, bytes]) -> None:
+    """Write the files, none of which is ever seen half written."""
+    parts = {path: path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in files}
     try:
-        for part, content in zip(parts.values(), (weights.getvalue(), record.encode())):
-            part.write_bytes(content)
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts[path].write_bytes(content)
         for path, part in parts.items():
             os.replace(part, path)
     finally:
@@ -595,7 +685,10 @@ def load_run(name: str) -> dict:
         FileNotFoundError: there is no such record.
         ValueError: the file is not a record.
     """
-    path = _result(name, ".json")
+    return _read_record(_result(name, ".json"))
+
+
+def _read_record(path: Path) -> dict:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         run["history"]["test_accuracy"]
@@ -627,6 +720,69 @@ def _result(name: str, suffix: str) -> Path:
         saved = ", ".join(sorted(file.stem for file in RESULTS.glob(f"*{suffix}"))) or "none"
         raise FileNotFoundError(f"no saved run {name!r}; saved are: {saved}")
     return path
+
+
+def run_study(
+    study: str, train: Callable[..., tuple[dict, nn.Module]], runs: list[dict], n_jobs: int = -1
+) -> list[dict]:
+    """Train every run that has no record yet, several at a time, and return the records of all, in the order given.
+
+    Records are looked for where ``save_run`` writes them, and among the course's own. A run is saved as soon as it
+    ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets
+    ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work: inside
+    ``joblib.parallel_config(backend="dask")`` the runs go to the workers of a Dask cluster, which must be able to
+    import the course's files, and each find MNIST.
+
+    Args:
+        study: the name that the records carry as ``study``. They also carry ``arguments``, the run as given here.
+        train: called as ``train(**run)``; returns what ``fit`` returned, and the model. Where the runs are on other
+            processes' or machines' processors, it must load the data itself.
+        runs: the arguments of each run, all of them things that JSON can hold; among them ``name``, see ``fit``.
+        n_jobs: how many runs at a time; -1: one on each processor core (or on each of the cluster's workers).
+
+    Raises:
+        ValueError: two runs have one name, or a record of that name is there that was made with other arguments.
+        RuntimeError: some runs failed; all the others were still finished and saved.
+    """
+    names = [run["name"] for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected every run to have a name of its own, got {names}")
+    folders = (_results_folder("digits" if find_mnist() is None else "MNIST"), RESULTS)
+    records, failures = {}, []
+    for run in runs:
+        paths = [folder / f"{run['name']}.json" for folder in folders]
+        if path := next((path for path in paths if path.is_file()), None):
+            records[run["name"]] = _read_record(path)
+            found = records[run["name"]].get("arguments", run)
+            if found != json.loads(json.dumps(run)):
+                raise ValueError(f"{path} was made with {found}, not with {run}: rename the run, or delete the file")
+    waiting = [run for run in runs if run["name"] not in records]
+    for run in waiting:
+        for part in folders[0].glob(f"{run['name']}.*.tmp"):
+            part.unlink()  # a study that was killed while it wrote could not remove it
+    tasks = [joblib.delayed(_train_quietly)(train, run) for run in waiting]
+    bar = tqdm(total=len(runs), initial=len(records), desc=study, unit="run", leave=False, file=sys.stdout)
+    with bar:
+        # The results come in the order in which the runs end.
+        for run, record, model, error in joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks):
+            if error:
+                failures.append(f"{run['name']}: {error}")
+            else:
+                records[run["name"]] = record | {"study": study, "arguments": run}
+                save_run(records[run["name"]], model)
+            bar.update()
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed, the others are saved; {'; '.join(failures)}")
+    return [records[name] for name in names]
+
+
+def _train_quietly(train: Callable[..., tuple[dict, nn.Module]], run: dict) -> tuple:
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            record, model = train(**run)
+            return run, record, model.cpu(), None
+        except Exception as error:  # reported by run_study, when the other runs are done
+            return run, None, None, f"{type(error).__name__}: {error}"
 
 
 def mean_accuracy(run: dict, last: int = 5) -> float:

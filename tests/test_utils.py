@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 
 import utils
 from model import LeNet5, Net8k, Net20k, Skeleton
@@ -79,7 +78,7 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "ROOT", tmp_path / "course")
     utils.ROOT.mkdir()
     monkeypatch.delenv("MNIST_ROOT", raising=False)
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def test_a_silent_mirror_is_given_up(no_network, monkeypatch):
     """A server that accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [address])
+        monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [address])
         with pytest.raises(OSError, match=r"nothing arrived|timed out"):
             utils._download(utils.ROOT / "data", patience=1)
     assert list(utils.ROOT.iterdir()) == []
@@ -195,8 +194,8 @@ def test_download_is_seen_only_when_whole(copy, no_network, monkeypatch, tmp_pat
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
         (mirror / f"{name}.gz").write_bytes(packed if whole or "t10k-images" not in name else packed[:-1000])
     server = serve(mirror)
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr("torchvision.datasets.MNIST.resources", resources)
     data = load_mnist(device="cpu")
     server.shutdown()
     server.server_close()
@@ -423,6 +422,88 @@ def test_a_loss_that_is_no_number_stops_the_run(few):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e9)
     with pytest.raises(FloatingPointError, match=r"epoch 1: the loss is no longer a finite number.*learning rate"):
         fit(model, few, name="burst", optimizer=optimizer, epochs=3, batch_size=100, seed=0)
+
+
+def one_cycle(data, *, epochs=4, **settings):
+    """A run with everything that a checkpoint must hold: momentum, schedule, average, dropout and augmentation."""
+    torch.manual_seed(0)
+    model = Skeleton(batch_norm=True, dropout=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=3 * epochs)
+    settings = {"name": "stopped", "batch_size": 100, "seed": 5, "ema_decay": 0.7, "checkpoint": True} | settings
+    augmentation = {"degrees": 10, "translate": 0.1}
+    run = fit(
+        model, data, optimizer=optimizer, scheduler=scheduler, epochs=epochs, augmentation=augmentation, **settings
+    )
+    return run, model
+
+
+def stop_in_epoch(monkeypatch, epoch, data, **settings):
+    """The same run, interrupted after the training of that epoch."""
+    calls = iter(range(1, epoch + 1))
+
+    def evaluate_or_stop(*args):
+        if next(calls) == epoch:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "evaluate", evaluate_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            one_cycle(data, **settings)
+
+
+def same_weights(model, other):
+    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    whole, model = one_cycle(few, checkpoint=False)
+    assert not list(tmp_path.rglob("*")) and whole["continued_after"] == []
+    stop_in_epoch(monkeypatch, 2, few)
+    stop_in_epoch(monkeypatch, 3, few)  # the third evaluation of the second try: epoch 4
+    file = tmp_path / "digits" / "stopped.checkpoint"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    capsys.readouterr()
+    run, same = one_cycle(few)
+    printed = capsys.readouterr().out
+    assert "stopped was stopped after epoch 3 of 4; it is continued from stopped.checkpoint" in printed
+    assert [int(line.split()[0]) for line in printed.splitlines() if "Train:" in line] == [1, 2, 3, 4]
+    assert run["continued_after"] == [1, 3]
+    assert run["history"] == whole["history"] and same_weights(model, same)
+    assert sorted(run["elapsed"]) == run["elapsed"] and run["seconds"] >= run["elapsed"][-1]
+    again, same = one_cycle(few)  # finished, but not saved: nothing is left to train
+    assert again["history"] == whole["history"] and same_weights(model, same)
+    utils.save_run(run, model)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["stopped.json", "stopped.pt"]
+
+
+@pytest.mark.parametrize("other", [{"epochs": 5}, {"seed": 6}, {"ema_decay": 0.5}, {"batch_size": 99}, {"images": 0}])
+def test_a_checkpoint_of_another_run_is_not_used(few, tmp_path, monkeypatch, capsys, other):
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    stop_in_epoch(monkeypatch, 3, few)
+    if "images" in other:
+        other = {}
+        few = Data("digits", "test", 255 - few.train_images, few.train_labels, few.test_images, few.test_labels)
+    fresh, model = one_cycle(few, **other, checkpoint=False)
+    capsys.readouterr()
+    run, same = one_cycle(few, **other)
+    assert "stopped.checkpoint is of a run with other settings, weights or images: starting anew" in (
+        capsys.readouterr().out
+    )
+    assert run["history"] == fresh["history"] and same_weights(model, same) and run["continued_after"] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"half a checkpoint", None])
+def test_a_damaged_checkpoint_is_not_used(few, tmp_path, monkeypatch, capsys, content):
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    stop_in_epoch(monkeypatch, 3, few)
+    file = tmp_path / "digits" / "stopped.checkpoint"
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+    run, _ = one_cycle(few)
+    assert "stopped.checkpoint cannot be read: starting anew" in capsys.readouterr().out
+    assert run["continued_after"] == [] and len(run["elapsed"]) == 4
 
 
 # -------------------------------------------------------------- record ----
