@@ -6,6 +6,7 @@ Pixel values run from 0 (background) to 255 (ink) until ``normalize``; accuracie
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -730,59 +731,92 @@ def run_study(
     Records are looked for where ``save_run`` writes them, and among the course's own. A run is saved as soon as it
     ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets
     ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work: inside
-    ``joblib.parallel_config(backend="dask")`` the runs go to the workers of a Dask cluster, which must be able to
-    import the course's files, and each find MNIST.
+    ``joblib.parallel_config(backend="dask")``, or ``"ray"``, the runs go to the workers of a cluster. They must be able
+    to import the course's files and to find MNIST, and must share the folder of the results.
 
     Args:
         study: the name that the records carry as ``study``. They also carry ``arguments``, the run as given here.
-        train: called as ``train(**run)``; returns what ``fit`` returned, and the model. Where the runs are on other
-            processes' or machines' processors, it must load the data itself.
+        train: called as ``train(**run)``, most often in another process, so that it loads the data itself; returns
+            what ``fit`` returned, and the model.
         runs: the arguments of each run, all of them things that JSON can hold; among them ``name``, see ``fit``.
         n_jobs: how many runs at a time; -1: one on each processor core (or on each of the cluster's workers).
 
     Raises:
         ValueError: two runs have one name, or a record of that name is there that was made with other arguments.
         RuntimeError: some runs failed; all the others were still finished and saved.
+        FileNotFoundError: a run was saved elsewhere, by a worker that has another folder for results.
     """
     names = [run["name"] for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"expected every run to have a name of its own, got {names}")
-    folders = (_results_folder("digits" if find_mnist() is None else "MNIST"), RESULTS)
-    records, failures = {}, []
+    folder = _results_folder("digits" if find_mnist() is None else "MNIST")
+
+    def find(name: str) -> Path | None:
+        paths = (place / f"{name}.json" for place in (folder, RESULTS))
+        return next((path for path in paths if path.is_file()), None)
+
+    waiting = [run for run in runs if not find(run["name"])]
     for run in runs:
-        paths = [folder / f"{run['name']}.json" for folder in folders]
-        if path := next((path for path in paths if path.is_file()), None):
-            records[run["name"]] = _read_record(path)
-            found = records[run["name"]].get("arguments", run)
+        if path := find(run["name"]):
+            found = _read_record(path).get("arguments", run)
             if found != json.loads(json.dumps(run)):
                 raise ValueError(f"{path} was made with {found}, not with {run}: rename the run, or delete the file")
-    waiting = [run for run in runs if run["name"] not in records]
-    for run in waiting:
-        for part in folders[0].glob(f"{run['name']}.*.tmp"):
+        for part in folder.glob(f"{run['name']}.*.tmp"):
             part.unlink()  # a study that was killed while it wrote could not remove it
-    tasks = [joblib.delayed(_train_quietly)(train, run) for run in waiting]
-    bar = tqdm(total=len(runs), initial=len(records), desc=study, unit="run", leave=False, file=sys.stdout)
-    with bar:
-        # The results come in the order in which the runs end.
-        for run, record, model, error in joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks):
-            if error:
-                failures.append(f"{run['name']}: {error}")
-            else:
-                records[run["name"]] = record | {"study": study, "arguments": run}
-                save_run(records[run["name"]], model)
-            bar.update()
+    with _count_runs(study, len(runs), lambda: sum(find(name) is not None for name in names)):
+        tasks = [joblib.delayed(_train_and_save)(study, train, run, os.getpid()) for run in waiting]
+        failures = [failure for failure in joblib.Parallel(n_jobs)(tasks) if failure]
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed, the others are saved; {'; '.join(failures)}")
-    return [records[name] for name in names]
+    if missing := [name for name in names if not find(name)]:
+        raise FileNotFoundError(f"{missing} are not in {folder}: let MNIST_RESULTS name one folder for all the workers")
+    return [_read_record(find(name)) for name in names]
 
 
-def _train_quietly(train: Callable[..., tuple[dict, nn.Module]], run: dict) -> tuple:
-    with contextlib.redirect_stdout(io.StringIO()):
+@contextlib.contextmanager
+def _count_runs(study: str, total: int, count: Callable[[], int]):
+    """Show a bar of the runs that are saved, with the time left, whoever trains them."""
+    ended = threading.Event()
+    bar = tqdm(total=total, initial=count(), desc=study, unit="run", leave=False, file=sys.stdout)
+
+    def show():
+        while not ended.wait(0.5):
+            bar.update(count() - bar.n)
+
+    with bar:
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
         try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _train_and_save(
+    study: str, train: Callable[..., tuple[dict, nn.Module]], run: dict, study_process: int
+) -> str | None:
+    """Train and save one run of a study, without a line; return what went wrong, if anything did."""
+    if os.getppid() == study_process:
+        _end_with(study_process)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
             record, model = train(**run)
-            return run, record, model.cpu(), None
-        except Exception as error:  # reported by run_study, when the other runs are done
-            return run, None, None, f"{type(error).__name__}: {error}"
+        save_run(record | {"study": study, "arguments": run}, model)
+    except Exception as error:  # the other runs shall still be trained
+        return f"{run['name']}: {type(error).__name__}: {error}"
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """End this process, a worker of joblib, when its parent was killed: it would wait for it for ever."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def mean_accuracy(run: dict, last: int = 5) -> float:

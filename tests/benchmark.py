@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -116,7 +117,7 @@ def in_turn(trainings: dict) -> dict:
     for _ in range(REPETITIONS):
         for name, train in trainings.items():
             seconds[name].append(timed(train)[1])
-            print(f"{name:26} {seconds[name][-1]:6.1f} s", flush=True)
+            print(f"{name:40} {seconds[name][-1]:7.2f} s", flush=True)
     return seconds
 
 
@@ -169,6 +170,28 @@ def compilation() -> dict:
         results[network.__name__] = {way: summary(each) for way, each in seconds.items()}
         results[network.__name__]["once"] = first - statistics.median(seconds["torch.compile"])
     return {"compilation": results}
+
+
+def batch_norm() -> dict:
+    """Time BatchNorm's forward and backward pass of 50 batches, by channels, order in memory and number of threads."""
+    orders = {"usual order": torch.contiguous_format, "channels_last": torch.channels_last}
+    seconds = {}
+
+    def train(layer: nn.Module, maps: torch.Tensor, threads: int) -> None:
+        torch.set_num_threads(threads)
+        for _ in range(50):
+            layer(maps).backward(maps)
+            maps.grad = None
+
+    for channels in (8, 16):
+        for order, memory_format in orders.items():
+            torch.manual_seed(0)
+            maps = torch.randn(64, channels, 26, 26, dtype=torch.bfloat16).to(memory_format=memory_format)
+            for threads in (1, 2):
+                layer, way = nn.BatchNorm2d(channels), f"{channels} channels, {order}, threads: {threads}"
+                seconds[way] = partial(train, layer, maps.detach().requires_grad_(), threads)
+                seconds[way]()  # the first call of everything is slower
+    return {"batch_norm": {way: summary(each) for way, each in in_turn(seconds).items()}}
 
 
 # --------------------------------------------------------- time to 99.4 ----
@@ -374,6 +397,7 @@ def tests() -> dict:
 PARTS = {
     "epochs": epochs,
     "compilation": compilation,
+    "batch_norm": batch_norm,
     "time_to_99_4": time_to_99_4,
     "time_to_99": time_to_99,
     "accuracy": accuracy,

@@ -5,13 +5,14 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
 import joblib
+import psutil
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 import utils
 from model import Skeleton
@@ -42,7 +43,7 @@ def train(name, seed, lr, epochs=3):
         ema_decay=0.8,
         checkpoint=True,
     )
-    return run, model
+    return run | {"process": os.getpid()}, model
 
 
 def study_to(folder, n_jobs, started=None):
@@ -50,7 +51,9 @@ def study_to(folder, n_jobs, started=None):
     os.environ.update(MNIST_ROOT="digits", MNIST_RESULTS=str(folder), TQDM_DISABLE="1")
     if started:
         started.set()
-    run_study("killed", train, RUNS, n_jobs=n_jobs)
+    multiprocessing.set_start_method("fork", force=True)  # the workers share their memory
+    with joblib.parallel_config(backend="multiprocessing"):
+        run_study("killed", train, RUNS, n_jobs=n_jobs)
 
 
 def results(folder):
@@ -87,6 +90,20 @@ def undisturbed(tmp_path_factory):
         patch.setenv("MNIST_RESULTS", str(folder))
         run_study("killed", train, RUNS, n_jobs=1)
     return results(folder)
+
+
+def untrained(name):
+    """A run of no epochs, and the process that it was in."""
+    return {"name": name, "data": "digits", "history": {"test_accuracy": []}, "process": os.getpid()}, Skeleton()
+
+
+def test_on_the_cores_of_this_machine(place):
+    try:
+        records = run_study("untrained", untrained, [{"name": f"run-{number}"} for number in range(4)], n_jobs=2)
+    finally:
+        get_reusable_executor().shutdown()
+    processes = {record["process"] for record in records}
+    assert len(processes) == 2 and os.getpid() not in processes
 
 
 def test_records_say_what_was_asked_and_finished_runs_are_not_repeated(place, capsys):
@@ -137,11 +154,18 @@ def test_the_bar_shows_the_runs_that_are_left(place, monkeypatch, capsys):
     assert "few:  33%" in printed and "1/3 [00:00<?, ?run/s]" in printed
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_killed_at_any_moment_nothing_is_lost(tmp_path, undisturbed):
-    """Twenty times SIGKILL at random moments, each time started again: the result is that of the quiet study."""
+@pytest.fixture(scope="module")
+def context():
+    """Processes that start fast and share their memory: they are forked from one that has imported everything."""
+    if sys.platform == "win32":
+        pytest.skip("forks, and SIGKILL")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["utils"])
+    context.set_forkserver_preload(["utils", "model", "torch._dynamo", "sklearn.model_selection"])
+    return context
+
+
+def test_killed_at_any_moment_nothing_is_lost(tmp_path, undisturbed, context):
+    """Twenty times SIGKILL at random moments, each time started again: the result is that of the quiet study."""
     moments, kills, studies = random.Random(0), 0, 0
     while kills < 20 or studies == 0:
         folder = tmp_path / str(studies)
@@ -153,7 +177,7 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path, undisturbed):
             assert started.wait(60)
             process.join(moments.uniform(0, 0.6) if kills < 20 else 120)
             if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 kills += 1
                 process.join()
             records = set((folder / "digits").glob("*.json"))
@@ -170,34 +194,41 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path, undisturbed):
     assert kills >= 20
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_killed_with_its_workers_at_work(tmp_path, undisturbed):
-    """The study's own process is killed while two workers train; the workers end by themselves."""
-    code = f"import sys; sys.path[:0] = {sys.path!r}; import test_study; test_study.study_to({str(tmp_path)!r}, 2)"
-    for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", code])
-        end = time.monotonic() + 60
-        while not list(tmp_path.rglob("*.checkpoint")) and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
+def test_killed_with_its_workers_at_work(tmp_path, undisturbed, context):
+    """The study's own process is killed while two workers train: they end too, and the study can go on."""
+    for _ in range(3):
+        process = context.Process(target=study_to, args=(tmp_path, 2))
+        process.start()
+        started, workers, busy = time.time(), [], False
+        while not busy and process.is_alive() and time.time() < started + 60:
+            time.sleep(0.01)
+            busy = any(path.stat().st_mtime > started for path in tmp_path.rglob("*.checkpoint"))
+            workers = psutil.Process(process.pid).children()
+        assert busy and len(workers) >= 2
         process.kill()
-        process.wait()
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    assert results(tmp_path) == undisturbed
+        process.join()
+        assert not psutil.wait_procs(workers, timeout=10)[1]
+    process = context.Process(target=study_to, args=(tmp_path, 2))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0 and results(tmp_path) == undisturbed
 
 
-def test_on_a_cluster(tmp_path, undisturbed, monkeypatch):
+def test_on_a_cluster(tmp_path, undisturbed, context, monkeypatch):
     """The same call on the two workers of a Dask cluster on this machine's loopback address."""
-    distributed = pytest.importorskip("distributed")
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
     monkeypatch.setenv("MNIST_ROOT", "digits")
     monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+            2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, env=dict(os.environ)
         ) as cluster,
         distributed.Client(cluster) as client,
         joblib.parallel_config(backend="dask"),
     ):
         run_study("killed", train, RUNS)
-        used = client.run(lambda: "utils" in sys.modules)
-    assert len(used) == 2 and all(used.values())
+        workers = client.run(os.getpid).values()
+    records = [json.loads(path.read_text()) for path in (tmp_path / "digits").glob("*.json")]
+    assert {record["process"] for record in records} == set(workers) and len(workers) == 2
     assert results(tmp_path) == undisturbed
