@@ -32,6 +32,13 @@ def pytest_configure(config):
     )
 
 
+def pytest_collection_modifyitems(config, items):
+    if not (config.option.nbval or config.option.nbval_lax):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes long: only with --nbval"))
+
+
 def pytest_report_header(config):
     return config.stash[HEADER]
 

@@ -346,8 +346,9 @@ def fit(
         bfloat16: train in this shorter number format where autocast holds it to be safe (notebook 8); by default only
             on processors that compute in it themselves. Weights, loss and evaluation are in float32 in any case.
         checkpoint: write the state of the training to a file after every epoch, and continue from there if the same
-            run (name, settings, starting weights and images) was stopped before. On the same processor the weights
-            are then, bit for bit, those of a run that was not stopped. ``save_run`` removes the file.
+            run (name, settings, starting weights and images) was stopped before. On the same processor, with as many
+            threads, the weights are then, bit for bit, those of a run that was not stopped. ``save_run`` removes the
+            file. Functions, such as those of a ``LambdaLR``, are not compared.
 
     Returns:
         The record: see ``save_run``.
@@ -373,13 +374,19 @@ def fit(
         "augmentation": augmentation,
         "ema_decay": ema_decay,
     }
+    others = (name, seed, epochs, bfloat16, batch_size, augmentation, ema_decay, scheduler and scheduler.state_dict())
+    identity = _identity(model, optimizer, data, *others) if checkpoint else ""
+    path = _results_folder(data.name) / f"{name}.checkpoint"
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": version("torchvision"),
+    }
     if bfloat16 is None:
         bfloat16 = _has_bfloat16(device)
     history = {"train_loss": [], "train_accuracy": [], "test_loss": [], "test_accuracy": []}
     elapsed, continued_after = [], []
     count, total = len(data.train_labels), len(data.test_labels)
-    path = _results_folder(data.name) / f"{name}.checkpoint"
-    identity = _identity(model, optimizer, data, name, seed, epochs, bfloat16, settings) if checkpoint else ""
     started = time.perf_counter()
     # The bar shares one stream with the lines, so that a saved page shows the lines alone.
     steps = epochs * math.ceil(count / batch_size)
@@ -395,13 +402,17 @@ def fit(
             for key, part in parts.items():
                 part.load_state_dict(saved[key])
             history, elapsed = saved["history"], saved["elapsed"]
-            continued_after = [*saved["continued_after"], len(elapsed)]
+            continued_after = saved["continued_after"]
             _set_random_state(saved["random_state"], device)
             started -= elapsed[-1]
             bar.update(len(elapsed) * math.ceil(count / batch_size))
             for epoch in range(1, len(elapsed) + 1):
                 tqdm.write(_line(epoch, history, data))
-            tqdm.write(f"{name} was stopped after epoch {len(elapsed)} of {epochs}; it is continued from {path.name}")
+            if len(elapsed) < epochs:
+                continued_after.append(len(elapsed))
+                tqdm.write(
+                    f"{name} was stopped after epoch {len(elapsed)} of {epochs}; it is continued from {path.name}"
+                )
         for epoch in range(len(elapsed) + 1, epochs + 1):
             model.train()
             # Sums stay on the device, so that a GPU need not wait for Python after every batch.
@@ -456,11 +467,7 @@ def fit(
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": version("torchvision"),
-        },
+        "versions": versions,
         "seconds": round(time.perf_counter() - started, 1),
         "elapsed": elapsed,
         "continued_after": continued_after,
@@ -479,14 +486,13 @@ def _line(epoch: int, history: dict, data: Data) -> str:
 
 
 def _identity(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, *others) -> str:
-    """Return a text that two runs share only if they start alike and are to do the same."""
+    """Return a text that two runs share only if they start alike and are to do the same, be it on another device."""
     digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
-    groups = [_plain(group) for group in optimizer.param_groups]
-    sums = [tensor.sum(dtype=torch.int64).item() for tensor in (data.train_images, data.train_labels, data.test_images)]
-    counts = [data.name, data.evaluated_on, len(data.train_labels), len(data.test_labels)]
-    digest.update(repr((str(model), groups, counts, sums, data.train_images.device.type, *others)).encode())
+    tensors = [data.train_images, data.train_labels, data.test_images, data.test_labels, *model.state_dict().values()]
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    digest.update(repr((data.name, data.evaluated_on, str(model), type(optimizer), groups, others)).encode())
     return digest.hexdigest()
 
 
@@ -494,28 +500,29 @@ def _read_checkpoint(path: Path, identity: str) -> dict | None:
     """Return the state that a run of this identity left, or None, and say so, if there is no such thing."""
     if not path.is_file():
         return None
+    content = path.read_bytes()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if state["identity"] == identity:
             return state
-        print(f"{path.name} is of a run with other settings, weights or images: starting anew.")
+        tqdm.write(f"{path.name} is of a run with other settings, weights or images: starting anew.")
     except Exception:  # on damaged files torch raises whatever it stumbles over
-        print(f"{path.name} cannot be read: starting anew.")
+        tqdm.write(f"{path.name} cannot be read: starting anew.")
     return None
 
 
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    """Return the states of torch's generators that a training on this device draws from."""
-    states = [torch.get_rng_state()]
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of torch's generators that a training on this device draws from, by type of device."""
+    states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state())
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
 
 
-def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[1])
+def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:  # not so if the run began on another type of device
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
 @contextlib.contextmanager
@@ -675,7 +682,7 @@ def _write_whole(files: dict[Path, bytes]) -> None:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)):
         raise ValueError(f"expected a plain file name for a run (letters, digits, '-', '_', '.'), got {name!r}")
 
 
@@ -694,7 +701,9 @@ def _read_record(path: Path) -> dict:
         run = json.loads(path.read_text(encoding="utf-8"))
         run["history"]["test_accuracy"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the record of a run: run its notebook again to write a new one") from error
+        raise ValueError(
+            f"{path} is not the record of a run: delete it, or run its notebook again to write a new one"
+        ) from error
     return run
 
 
@@ -730,47 +739,67 @@ def run_study(
 
     Records are looked for where ``save_run`` writes them, and among the course's own. A run is saved as soon as it
     ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets
-    ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work: inside
-    ``joblib.parallel_config(backend="dask")``, or ``"ray"``, the runs go to the workers of a cluster. They must be able
-    to import the course's files and to find MNIST, and must share the folder of the results.
+    ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
+    ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
+    the workers of a cluster. They must be able to import the course's files and to find MNIST, and must share the
+    folder of the results. In one process there is never more than one run at a time.
 
     Args:
         study: the name that the records carry as ``study``. They also carry ``arguments``, the run as given here.
-        train: called as ``train(**run)``, most often in another process, so that it loads the data itself; returns
-            what ``fit`` returned, and the model.
+        train: called as ``train(**run)``, most often in another process, so that it loads the data itself, by
+            ``load_mnist()`` without ``root``; returns what ``fit`` returned, and the model.
         runs: the arguments of each run, all of them things that JSON can hold; among them ``name``, see ``fit``.
-        n_jobs: how many runs at a time; -1: one on each processor core (or on each of the cluster's workers).
+        n_jobs: how many runs at a time; -1: one on each processor core. A cluster always uses all its workers.
 
     Raises:
-        ValueError: two runs have one name, or a record of that name is there that was made with other arguments.
+        ValueError: a run has no name that a file can have, or not one of its own, or an argument that JSON cannot hold;
+            a record of that name was made with other arguments, or on other data than the rest, or is damaged.
         RuntimeError: some runs failed; all the others were still finished and saved.
         FileNotFoundError: a run was saved elsewhere, by a worker that has another folder for results.
     """
-    names = [run["name"] for run in runs]
+    names = [run.get("name") for run in runs]
+    for name in names:
+        _check_name(name)
     if len(set(names)) < len(names):
         raise ValueError(f"expected every run to have a name of its own, got {names}")
+    runs = json.loads(json.dumps(runs, allow_nan=False, default=_not_for_json))
     folder = _results_folder("digits" if find_mnist() is None else "MNIST")
 
     def find(name: str) -> Path | None:
         paths = (place / f"{name}.json" for place in (folder, RESULTS))
         return next((path for path in paths if path.is_file()), None)
 
-    waiting = [run for run in runs if not find(run["name"])]
     for run in runs:
         if path := find(run["name"]):
-            found = _read_record(path).get("arguments", run)
-            if found != json.loads(json.dumps(run)):
+            record = _read_record(path)
+            # A record that was made without this function has no arguments, but some of their values.
+            found = record.get("arguments") or run | {key: record[key] for key in run if key in record}
+            if found != run:
                 raise ValueError(f"{path} was made with {found}, not with {run}: rename the run, or delete the file")
-        for part in folder.glob(f"{run['name']}.*.tmp"):
-            part.unlink()  # a study that was killed while it wrote could not remove it
+        # What a study that was killed while it wrote could not remove.
+        for suffix in (".json.*.tmp", ".pt.*.tmp", ".checkpoint.*.tmp", *((".checkpoint",) if path else ())):
+            for left in folder.glob(run["name"] + suffix):
+                left.unlink(missing_ok=True)
+    waiting = [run for run in runs if not find(run["name"])]
     with _count_runs(study, len(runs), lambda: sum(find(name) is not None for name in names)):
         tasks = [joblib.delayed(_train_and_save)(study, train, run, os.getpid()) for run in waiting]
         failures = [failure for failure in joblib.Parallel(n_jobs)(tasks) if failure]
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed, the others are saved; {'; '.join(failures)}")
     if missing := [name for name in names if not find(name)]:
-        raise FileNotFoundError(f"{missing} are not in {folder}: let MNIST_RESULTS name one folder for all the workers")
-    return [_read_record(find(name)) for name in names]
+        raise FileNotFoundError(
+            f"{', '.join(missing)}: trained, but not saved in {folder}. Let MNIST_RESULTS name one folder, and "
+            "MNIST_ROOT the same data, for all the workers."
+        )
+    records = [_read_record(find(name)) for name in names]
+    if len({record["data"] for record in records}) > 1:
+        data = {record["name"]: record["data"] for record in records}
+        raise ValueError(f"expected records of runs on the same data, got {data}: delete those that do not belong here")
+    return records
+
+
+def _not_for_json(value):
+    raise ValueError(f"expected arguments that JSON can hold (numbers, texts, lists, dicts), got {value!r}")
 
 
 @contextlib.contextmanager
@@ -793,6 +822,10 @@ def _count_runs(study: str, total: int, count: Callable[[], int]):
             thread.join()
 
 
+# The random numbers of torch, and the standard output, are those of a whole process, whatever its threads do.
+_ONE_RUN = threading.Lock()
+
+
 def _train_and_save(
     study: str, train: Callable[..., tuple[dict, nn.Module]], run: dict, study_process: int
 ) -> str | None:
@@ -800,8 +833,10 @@ def _train_and_save(
     if os.getppid() == study_process:
         _end_with(study_process)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _ONE_RUN, contextlib.redirect_stdout(io.StringIO()):
             record, model = train(**run)
+        if record["name"] != run["name"]:
+            raise ValueError(f"expected train to return a record of that name, got {record['name']!r}")
         save_run(record | {"study": study, "arguments": run}, model)
     except Exception as error:  # the other runs shall still be trained
         return f"{run['name']}: {type(error).__name__}: {error}"
@@ -809,7 +844,11 @@ def _train_and_save(
 
 @functools.cache
 def _end_with(parent: int) -> None:
-    """End this process, a worker of joblib, when its parent was killed: it would wait for it for ever."""
+    """End this process, a worker of joblib, when its parent was killed: it would go on, or wait, without it.
+
+    (Windows keeps the number of a parent that has ended; there, a worker ends by itself when it has had nothing to do
+    for some minutes.)
+    """
 
     def watch():
         while os.getppid() == parent:
@@ -970,12 +1009,13 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
     if len(counted) < last:
         short.append(f"only {len(counted)} epochs were trained")
     parameters_over, epochs_over = run["parameters"] - max_parameters, epochs - max_epochs
+    counting = "the last epoch" if last == 1 else f"all of the last {last} epochs"
     conditions = {
         f"at most {max_parameters:,} parameters": (
             f"{run['parameters']:,}, {parameters_over:,} too many" if parameters_over > 0 else ""
         ),
         f"at most {max_epochs} epochs": f"{epochs}, {epochs_over} too many" if epochs_over > 0 else "",
-        f"all of the last {last} epochs >= {accuracy:.2f} on the {run['evaluated_on']} set": "; ".join(short),
+        f"{counting} >= {accuracy:.2f} on the {run['evaluated_on']} set": "; ".join(short),
     }
     for condition, problem in conditions.items():
         print(f"{condition}: False ({problem})" if problem else f"{condition}: True")

@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -35,7 +34,7 @@ from torch.optim.lr_scheduler import OneCycleLR  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from model import Net8k, Net20k  # noqa: E402
-from utils import RESULTS, _processor, augment, evaluate, find_mnist, fit, load_mnist, normalize, predict  # noqa: E402
+from utils import RESULTS, _processor, _write_whole, augment, evaluate, find_mnist, fit, load_mnist, normalize, predict  # noqa: E402
 
 FILE = RESULTS / "speed.json"
 REPETITIONS = 3
@@ -173,13 +172,13 @@ def compilation() -> dict:
 
 
 def batch_norm() -> dict:
-    """Time BatchNorm's forward and backward pass of 50 batches, by channels, order in memory and number of threads."""
+    """Time BatchNorm's forward and backward pass of 500 batches, by channels, order in memory and number of threads."""
     orders = {"usual order": torch.contiguous_format, "channels_last": torch.channels_last}
-    seconds = {}
+    trainings = {}
 
     def train(layer: nn.Module, maps: torch.Tensor, threads: int) -> None:
         torch.set_num_threads(threads)
-        for _ in range(50):
+        for _ in range(500):
             layer(maps).backward(maps)
             maps.grad = None
 
@@ -188,10 +187,10 @@ def batch_norm() -> dict:
             torch.manual_seed(0)
             maps = torch.randn(64, channels, 26, 26, dtype=torch.bfloat16).to(memory_format=memory_format)
             for threads in (1, 2):
-                layer, way = nn.BatchNorm2d(channels), f"{channels} channels, {order}, threads: {threads}"
-                seconds[way] = partial(train, layer, maps.detach().requires_grad_(), threads)
-                seconds[way]()  # the first call of everything is slower
-    return {"batch_norm": {way: summary(each) for way, each in in_turn(seconds).items()}}
+                training = partial(train, nn.BatchNorm2d(channels), maps.detach().requires_grad_(), threads)
+                training()  # the first call of everything is slower
+                trainings[f"{channels} channels, {order}, threads: {threads}"] = training
+    return {"batch_norm": {way: summary(seconds) for way, seconds in in_turn(trainings).items()}}
 
 
 # --------------------------------------------------------- time to 99.4 ----
@@ -456,7 +455,5 @@ if __name__ == "__main__":
     speed = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     spread = speed.get("spread", {}) | measured.pop("spread", {})
     speed |= measured | {"spread": spread, "machine": speed.get("machine", {}) | {part: machine}}
-    unfinished = FILE.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(speed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, FILE)
+    _write_whole({FILE: (json.dumps(speed, indent=1, allow_nan=False) + "\n").encode()})
     print(table(speed), flush=True)

@@ -22,6 +22,7 @@ NAMES = [
     "06_augmentation",
     "07_target_8k",
     "08_speed",
+    "09_evidence",
 ]
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]
 HEADINGS = ["Target", "Set-up", "What changes and why", "Run", "Curves", "Result", "Analysis", "Next"]
@@ -126,10 +127,11 @@ def test_saved_runs_are_whole(path):
 @pytest.mark.parametrize(
     "network, name, most, epochs", [(Net20k, "target-20k", 19_999, 19), (Net8k, "target-8k", 7_999, 15)]
 )
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
 def test_committed_weights_have_the_accuracy_of_their_record(mnist, network, name, most, epochs, seed):
     run = load_run(f"{name}-seed{seed}")
     assert run["seed"] == seed and run["evaluated_on"] == "test"
+    assert run["study"] == name
     assert check_target(run, max_parameters=most, max_epochs=epochs, accuracy=99.4, last=5)
     model = load_weights(network(), run["name"])
     assert sum(p.numel() for p in model.parameters()) == run["parameters"]
