@@ -1,24 +1,14 @@
 """Studies: several runs at a time, and what is left of them when they are killed."""
 
-import contextlib
 import json
 import math
-import multiprocessing
 import os
-import random
-import signal
-import sys
-import time
 from functools import partialmethod
 from pathlib import Path
 
-import dask
-import distributed
 import joblib
-import psutil
 import pytest
 import torch
-from joblib.externals.loky import get_reusable_executor
 
 import utils
 from model import Skeleton
@@ -50,16 +40,6 @@ def train(name, seed, lr, epochs=3):
         checkpoint=True,
     )
     return run | {"process": os.getpid()}, model
-
-
-def study_to(folder, n_jobs, started=None):
-    """The study, in a process of its own."""
-    os.environ.update(MNIST_ROOT="digits", MNIST_RESULTS=str(folder))
-    if started:
-        started.set()
-    multiprocessing.set_start_method("fork", force=True)  # the workers share their memory
-    with joblib.parallel_config(backend="multiprocessing"):
-        run_study("killed", train, RUNS, n_jobs=n_jobs)
 
 
 def results(folder):
@@ -95,29 +75,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What the study gives when nothing happens to it."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MNIST_ROOT", "digits")
-        patch.setenv("MNIST_RESULTS", str(folder))
-        run_study("killed", train, RUNS, n_jobs=1)
-    return results(folder)
-
-
 def untrained(name):
     """A run of no epochs, and the process that it was in."""
     return {"name": name, "data": "digits", "history": {"test_accuracy": []}, "process": os.getpid()}, Skeleton()
-
-
-@pytest.mark.slow
-def test_on_the_cores_of_this_machine(place):
-    try:
-        records = run_study("untrained", untrained, [{"name": f"run-{number}"} for number in range(4)], n_jobs=2)
-    finally:
-        get_reusable_executor().shutdown()
-    assert os.getpid() not in {record["process"] for record in records}
 
 
 def test_records_say_what_was_asked_and_finished_runs_are_not_repeated(place, capsys):
@@ -170,11 +130,13 @@ def test_wrong_runs_are_refused_before_any_is_trained(place, runs, complaint):
         run_study("wrong", None, runs, n_jobs=1)
 
 
-def test_runs_never_share_a_process(place, undisturbed):
+def test_runs_never_share_a_process(place, monkeypatch):
     """Threads would draw each other's random numbers."""
+    run_study("one after another", train, RUNS, n_jobs=1)
+    monkeypatch.setenv("MNIST_RESULTS", str(place / "threads"))
     with joblib.parallel_config(backend="threading"):
-        run_study("killed", train, RUNS, n_jobs=3)
-    assert results(place) == undisturbed
+        run_study("threads", train, RUNS, n_jobs=3)
+    assert results(place / "threads") == results(place)
 
 
 def test_records_of_other_data_are_not_mixed_in(place, monkeypatch):
@@ -211,96 +173,3 @@ def test_the_bar_shows_the_runs_that_are_left(place, monkeypatch, capsys):
     run_study("few", train, RUNS[:3], n_jobs=1)
     printed = capsys.readouterr().out
     assert "few:  33%" in printed and "1/3 [00:00<?, ?run/s]" in printed
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Processes that start fast and share their memory: they are forked from one that has imported everything."""
-    if sys.platform != "linux":
-        pytest.skip("forking with torch is safe on Linux only")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["utils", "model", "torch._dynamo", "sklearn.model_selection"])
-    return context
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_nothing_is_lost(tmp_path, undisturbed, context):
-    """Twenty times SIGKILL at random moments, each time started again: the result is that of the quiet study."""
-    moments, kills, studies = random.Random(0), 0, 0
-    while kills < 20 or studies == 0:
-        folder = tmp_path / str(studies)
-        finished = set()
-        while True:
-            started = context.Event()
-            process = context.Process(target=study_to, args=(folder, 1, started))
-            process.start()
-            assert started.wait(60)
-            process.join(moments.uniform(0, 0.6) if kills < 20 else 120)
-            process.kill()
-            process.join()
-            kills += process.exitcode == -signal.SIGKILL
-            records = set((folder / "digits").glob("*.json"))
-            assert finished <= records
-            for path in records - finished:
-                assert json.loads(path.read_text())["epochs"] == 3  # whole
-                assert torch.load(path.with_suffix(".pt"), weights_only=True)
-            finished = records
-            if process.exitcode != -signal.SIGKILL:
-                assert process.exitcode == 0
-                break
-        assert results(folder) == undisturbed
-        studies += 1
-    records = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
-    assert any(record["continued_after"] for record in records)
-
-
-def alive(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.mark.slow
-def test_killed_with_its_workers_at_work(tmp_path, undisturbed, context):
-    """The study's own process is killed while two workers train: they end too, and the study can go on."""
-    for _ in range(3):
-        process = context.Process(target=study_to, args=(tmp_path, 2))
-        process.start()
-        started, workers, busy = time.time(), [], False
-        while not busy and process.is_alive() and time.time() < started + 60:
-            time.sleep(0.01)
-            with contextlib.suppress(FileNotFoundError, psutil.Error):  # gone while we look
-                busy = any(path.stat().st_mtime > started for path in tmp_path.rglob("*.checkpoint"))
-                workers = psutil.Process(process.pid).children()
-        assert busy and len(workers) >= 2
-        process.kill()
-        process.join()
-        end = time.time() + 10
-        while any(alive(worker) for worker in workers) and time.time() < end:
-            time.sleep(0.05)
-        assert not any(alive(worker) for worker in workers)
-    process = context.Process(target=study_to, args=(tmp_path, 2))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0 and results(tmp_path) == undisturbed
-
-
-@pytest.mark.slow
-def test_on_a_cluster(tmp_path, undisturbed, context, monkeypatch):
-    """The same call on the two workers of a Dask cluster on this machine's loopback address."""
-    monkeypatch.setenv("MNIST_ROOT", "digits")
-    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-        distributed.LocalCluster(
-            2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, env=dict(os.environ)
-        ) as cluster,
-        distributed.Client(cluster) as client,
-        joblib.parallel_config(backend="dask"),
-    ):
-        run_study("killed", train, RUNS)
-        workers = client.run(os.getpid).values()
-    records = [json.loads(path.read_text()) for path in (tmp_path / "digits").glob("*.json")]
-    assert {record["process"] for record in records} <= set(workers) and len(workers) == 2
-    assert results(tmp_path) == undisturbed

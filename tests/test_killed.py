@@ -1,0 +1,152 @@
+"""Studies in several processes, which are killed; on Linux, where forking with torch is safe.
+
+These tests come before the others, and leave the work to other processes, which share their memory where they can: so
+little is needed at a time.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import random
+import signal
+import sys
+import time
+
+import dask
+import distributed
+import joblib
+import psutil
+import pytest
+import torch
+from joblib.externals.loky import get_reusable_executor
+from test_study import RUNS, results, train, untrained
+
+import utils
+from utils import run_study
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="forking with torch is safe on Linux only"),
+]
+
+
+def study_to(folder, n_jobs, started=None):
+    """The study, in a process of its own."""
+    os.environ.update(MNIST_ROOT="digits", MNIST_RESULTS=str(folder))
+    multiprocessing.set_start_method("fork", force=True)  # the workers share their memory
+    with joblib.parallel_config(backend="multiprocessing"):
+        if started:
+            started.set()
+        run_study("killed", train, RUNS, n_jobs=n_jobs)
+
+
+def test_on_the_cores_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_ROOT", "digits")
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    monkeypatch.setattr(utils, "RESULTS", tmp_path)
+    try:
+        records = run_study("untrained", untrained, [{"name": f"run-{number}"} for number in range(4)], n_jobs=2)
+    finally:
+        get_reusable_executor().shutdown()
+    assert os.getpid() not in {record["process"] for record in records}
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Processes that start fast and share their memory: they are forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["utils", "model", "torch._dynamo", "sklearn.model_selection"])
+    yield context
+    multiprocessing.forkserver._forkserver._stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, context):
+    """What the study gives when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = context.Process(target=study_to, args=(folder, 1))
+    process.start()
+    process.join(120)
+    return results(folder)
+
+
+def test_killed_at_any_moment_nothing_is_lost(tmp_path, undisturbed, context):
+    """Twenty times SIGKILL at random moments, each time started again: the result is that of the quiet study."""
+    moments, kills, studies = random.Random(0), 0, 0
+    while kills < 20 or studies == 0:
+        folder = tmp_path / str(studies)
+        finished = set()
+        while True:
+            started = context.Event()
+            process = context.Process(target=study_to, args=(folder, 1, started))
+            process.start()
+            assert started.wait(60)
+            process.join(moments.uniform(0, 0.6) if kills < 20 else 120)
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+            records = set((folder / "digits").glob("*.json"))
+            assert finished <= records
+            for path in records - finished:
+                assert json.loads(path.read_text())["epochs"] == 3  # whole
+                assert torch.load(path.with_suffix(".pt"), weights_only=True)
+            finished = records
+            if process.exitcode != -signal.SIGKILL:
+                assert process.exitcode == 0
+                break
+        assert results(folder) == undisturbed
+        studies += 1
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
+    assert any(record["continued_after"] for record in records)
+
+
+def alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_killed_with_its_workers_at_work(tmp_path, undisturbed, context):
+    """The study's own process is killed while two workers train: they end too, and the study can go on."""
+    for _ in range(3):
+        process = context.Process(target=study_to, args=(tmp_path, 2))
+        process.start()
+        started, workers, busy = time.time(), [], False
+        while not busy and process.is_alive() and time.time() < started + 60:
+            time.sleep(0.01)
+            with contextlib.suppress(FileNotFoundError, psutil.Error):  # gone while we look
+                busy = any(path.stat().st_mtime > started for path in tmp_path.rglob("*.checkpoint"))
+                workers = psutil.Process(process.pid).children()
+        assert busy and len(workers) >= 2
+        process.kill()
+        process.join()
+        end = time.time() + 10
+        while any(alive(worker) for worker in workers) and time.time() < end:
+            time.sleep(0.05)
+        assert not any(alive(worker) for worker in workers)
+    process = context.Process(target=study_to, args=(tmp_path, 2))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0 and results(tmp_path) == undisturbed
+
+
+def test_on_a_cluster(tmp_path, undisturbed, context, monkeypatch):
+    """The same call on the two workers of a Dask cluster on this machine's loopback address."""
+    monkeypatch.setenv("MNIST_ROOT", "digits")
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        distributed.LocalCluster(
+            2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, env=dict(os.environ)
+        ) as cluster,
+        distributed.Client(cluster) as client,
+        joblib.parallel_config(backend="dask"),
+    ):
+        run_study("killed", train, RUNS)
+        workers = client.run(os.getpid).values()
+    records = [json.loads(path.read_text()) for path in (tmp_path / "digits").glob("*.json")]
+    assert {record["process"] for record in records} <= set(workers) and len(workers) == 2
+    assert results(tmp_path) == undisturbed
