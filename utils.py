@@ -410,9 +410,9 @@ def fit(
                 tqdm.write(_line(epoch, history, data))
             if len(elapsed) < epochs:
                 continued_after.append(len(elapsed))
-                tqdm.write(
-                    f"{name} was stopped after epoch {len(elapsed)} of {epochs}; it is continued from {path.name}"
-                )
+                tqdm.write(f"{name} was stopped after epoch {len(elapsed)} of {epochs}; it goes on from {path.name}.")
+            else:
+                tqdm.write(f"{name} was trained to its end, but not saved; here it is again, from {path.name}.")
         for epoch in range(len(elapsed) + 1, epochs + 1):
             model.train()
             # Sums stay on the device, so that a GPU need not wait for Python after every batch.

@@ -470,14 +470,14 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(few, tmp_path, monk
     capsys.readouterr()
     run, same = one_cycle(few)
     printed = capsys.readouterr().out
-    assert "stopped was stopped after epoch 3 of 4; it is continued from stopped.checkpoint" in printed
+    assert "stopped was stopped after epoch 3 of 4; it goes on from stopped.checkpoint" in printed
     assert [int(line.split()[0]) for line in printed.splitlines() if "Train:" in line] == [1, 2, 3, 4]
     assert run["continued_after"] == [1, 3]
     assert run["history"] == whole["history"] and same_weights(model, same)
     assert sorted(run["elapsed"]) == run["elapsed"] and run["seconds"] >= run["elapsed"][-1] - 0.1  # rounded
     again, same = one_cycle(few)  # finished, but not saved: nothing is left to train
     assert again["history"] == whole["history"] and same_weights(model, same)
-    assert again["continued_after"] == [1, 3] and "it is continued" not in capsys.readouterr().out
+    assert again["continued_after"] == [1, 3] and "trained to its end, but not saved" in capsys.readouterr().out
     utils.save_run(run, model)
     assert sorted(path.name for path in file.parent.iterdir()) == ["stopped.json", "stopped.pt"]
 
