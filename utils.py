@@ -737,9 +737,9 @@ def run_study(
 ) -> list[dict]:
     """Train every run that has no record yet, several at a time, and return the records of all, in the order given.
 
-    Records are looked for where ``save_run`` writes them, and among the course's own. A run is saved as soon as it
-    ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets
-    ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
+    Records of this function are looked for where ``save_run`` writes them, and among the course's own. A run is saved
+    as soon as it ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If
+    ``train`` lets ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
     ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
     the workers of a cluster. They must be able to import the course's files and to find MNIST, and must share the
     folder of the results. In one process there is never more than one run at a time.
@@ -767,13 +767,11 @@ def run_study(
 
     def find(name: str) -> Path | None:
         paths = (place / f"{name}.json" for place in (folder, RESULTS))
-        return next((path for path in paths if path.is_file()), None)
+        return next((path for path in paths if path.is_file() and "arguments" in _read_record(path)), None)
 
     for run in runs:
         if path := find(run["name"]):
-            record = _read_record(path)
-            # A record that was made without this function has no arguments, but some of their values.
-            found = record.get("arguments") or run | {key: record[key] for key in run if key in record}
+            found = _read_record(path)["arguments"]
             if found != run:
                 raise ValueError(f"{path} was made with {found}, not with {run}: rename the run, or delete the file")
         # What a study that was killed while it wrote could not remove.
