@@ -374,8 +374,10 @@ def fit(
         "augmentation": augmentation,
         "ema_decay": ema_decay,
     }
-    others = (name, seed, epochs, bfloat16, batch_size, augmentation, ema_decay, scheduler and scheduler.state_dict())
-    identity = _identity(model, optimizer, data, *others) if checkpoint else ""
+    identity = ""
+    if checkpoint:  # all of the scheduler's state: the settings leave out what JSON cannot hold
+        scheduler_state = scheduler and scheduler.state_dict()
+        identity = _identity(model, optimizer, data, name, seed, epochs, bfloat16, settings, scheduler_state)
     path = _results_folder(data.name) / f"{name}.checkpoint"
     versions = {
         "python": platform.python_version(),
@@ -765,35 +767,36 @@ def run_study(
     runs = json.loads(json.dumps(runs, allow_nan=False, default=_not_for_json))
     folder = _results_folder("digits" if find_mnist() is None else "MNIST")
 
-    def find(name: str) -> Path | None:
-        paths = (place / f"{name}.json" for place in (folder, RESULTS))
-        return next((path for path in paths if path.is_file() and "arguments" in _read_record(path)), None)
-
-    for run in runs:
-        if path := find(run["name"]):
-            found = _read_record(path)["arguments"]
-            if found != run:
+    def find(run: dict) -> dict | None:
+        for path in (place / f"{run['name']}.json" for place in (folder, RESULTS)):
+            if path.is_file() and "arguments" in (record := _read_record(path)):
+                if (found := record["arguments"]) == run:
+                    return record
                 raise ValueError(f"{path} was made with {found}, not with {run}: rename the run, or delete the file")
+
+    records = {run["name"]: find(run) for run in runs}
+    waiting = [run for run in runs if not records[run["name"]]]
+    for run in runs:
         # What a study that was killed while it wrote could not remove.
-        for suffix in (".json.*.tmp", ".pt.*.tmp", ".checkpoint.*.tmp", *((".checkpoint",) if path else ())):
+        finished = (".checkpoint",) if run not in waiting else ()
+        for suffix in (".json.*.tmp", ".pt.*.tmp", ".checkpoint.*.tmp", *finished):
             for left in folder.glob(run["name"] + suffix):
                 left.unlink(missing_ok=True)
-    waiting = [run for run in runs if not find(run["name"])]
-    with _count_runs(study, len(runs), lambda: sum(find(name) is not None for name in names)):
+    with _count_runs(study, len(runs), lambda: len(runs) - sum(not find(run) for run in waiting)):
         tasks = [joblib.delayed(_train_and_save)(study, train, run, os.getpid()) for run in waiting]
         failures = [failure for failure in joblib.Parallel(n_jobs)(tasks) if failure]
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed, the others are saved; {'; '.join(failures)}")
-    if missing := [name for name in names if not find(name)]:
+    records |= {run["name"]: find(run) for run in waiting}
+    if missing := [name for name in names if not records[name]]:
         raise FileNotFoundError(
             f"{', '.join(missing)}: trained, but not saved in {folder}. Let MNIST_RESULTS name one folder, and "
             "MNIST_ROOT the same data, for all the workers."
         )
-    records = [_read_record(find(name)) for name in names]
-    if len({record["data"] for record in records}) > 1:
-        data = {record["name"]: record["data"] for record in records}
+    data = {name: record["data"] for name, record in records.items()}
+    if len(set(data.values())) > 1:
         raise ValueError(f"expected records of runs on the same data, got {data}: delete those that do not belong here")
-    return records
+    return list(records.values())
 
 
 def _not_for_json(value):

@@ -3,6 +3,7 @@
 import matplotlib
 import pytest
 
+import utils
 from utils import Data, load_mnist
 
 matplotlib.use("Agg")
@@ -21,3 +22,12 @@ def mnist() -> Data:
 def digits() -> Data:
     """scikit-learn's digits, which are always present."""
     return load_mnist("digits", device="cpu")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder for the results of runs on the digits; the course's own records are out of sight."""
+    monkeypatch.setenv("MNIST_ROOT", "digits")
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    monkeypatch.setattr(utils, "RESULTS", tmp_path / "course")
+    return tmp_path

@@ -23,7 +23,6 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from test_study import RUNS, results, train, untrained
 
-import utils
 from utils import run_study
 
 pytestmark = [
@@ -42,10 +41,7 @@ def study_to(folder, n_jobs, started=None):
         run_study("killed", train, RUNS, n_jobs=n_jobs)
 
 
-def test_on_the_cores_of_this_machine(tmp_path, monkeypatch):
-    monkeypatch.setenv("MNIST_ROOT", "digits")
-    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
-    monkeypatch.setattr(utils, "RESULTS", tmp_path)
+def test_on_the_cores_of_this_machine(place):
     try:
         records = run_study("untrained", untrained, [{"name": f"run-{number}"} for number in range(4)], n_jobs=2)
     finally:
@@ -133,10 +129,8 @@ def test_killed_with_its_workers_at_work(tmp_path, undisturbed, context):
     assert process.exitcode == 0 and results(tmp_path) == undisturbed
 
 
-def test_on_a_cluster(tmp_path, undisturbed, context, monkeypatch):
+def test_on_a_cluster(place, undisturbed, context):
     """The same call on the two workers of a Dask cluster on this machine's loopback address."""
-    monkeypatch.setenv("MNIST_ROOT", "digits")
-    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         distributed.LocalCluster(
@@ -147,6 +141,6 @@ def test_on_a_cluster(tmp_path, undisturbed, context, monkeypatch):
     ):
         run_study("killed", train, RUNS)
         workers = client.run(os.getpid).values()
-    records = [json.loads(path.read_text()) for path in (tmp_path / "digits").glob("*.json")]
+    records = [json.loads(path.read_text()) for path in (place / "digits").glob("*.json")]
     assert {record["process"] for record in records} <= set(workers) and len(workers) == 2
-    assert results(tmp_path) == undisturbed
+    assert results(place) == undisturbed

@@ -17,14 +17,18 @@ from utils import Data, fit, load_mnist, run_study
 RUNS = [{"name": f"run-{seed}", "seed": seed, "lr": 0.05} for seed in range(6)]
 
 
-def train(name, seed, lr, epochs=3):
-    """A short run on 250 digits, which loads its own data."""
-    torch.set_num_threads(1)  # in every process, because the results are compared bit for bit
-    digits = load_mnist("digits", device="cpu")
-    few = Data(
+def first_of(digits: Data) -> Data:
+    """250 training and 120 test digits."""
+    return Data(
         digits.name, "test",
         digits.train_images[:250], digits.train_labels[:250], digits.test_images[:120], digits.test_labels[:120],
     )  # fmt: skip
+
+
+def train(name, seed, lr, epochs=3):
+    """A short run on 250 digits, which loads its own data."""
+    torch.set_num_threads(1)  # in every process, because the results are compared bit for bit
+    few = first_of(load_mnist("digits", device="cpu"))
     torch.manual_seed(seed)
     model = Skeleton(batch_norm=True, dropout=0.1)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
@@ -65,14 +69,6 @@ def same_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.setenv("MNIST_ROOT", "digits")
-    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
-    monkeypatch.setattr(utils, "RESULTS", tmp_path / "course")
-    return tmp_path
 
 
 def untrained(name):

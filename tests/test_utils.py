@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
+from test_study import first_of
 
 import utils
 from model import LeNet5, Net8k, Net20k, Skeleton
@@ -33,13 +34,14 @@ def train(data, *, seed=0, epochs=2, **settings):
     return fit(model, data, optimizer=optimizer, epochs=epochs, seed=seed, **settings), model
 
 
+def same_weights(model, other):
+    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
 @pytest.fixture
 def few(digits) -> Data:
     """250 training and 120 test digits: with batches of 100, the last one is short."""
-    return Data(
-        digits.name, "test",
-        digits.train_images[:250], digits.train_labels[:250], digits.test_images[:120], digits.test_labels[:120],
-    )  # fmt: skip
+    return first_of(digits)
 
 
 # ---------------------------------------------------------------- load ----
@@ -348,7 +350,7 @@ def test_same_seed_same_run_other_seed_other_run(few):
     settings = {"augmentation": {"degrees": 10, "translate": 0.05}, "ema_decay": 0.9}
     (first, model), (again, same), (other, _) = (train(few, seed=seed, **settings) for seed in (3, 3, 4))
     assert first["history"] == again["history"] != other["history"]
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values()))
+    assert same_weights(model, same)
 
 
 @pytest.mark.parametrize("network", [Net8k, Net20k, Skeleton])
@@ -455,10 +457,6 @@ def stop_in_epoch(monkeypatch, epoch, data, **settings):
             one_cycle(data, **settings)
 
 
-def same_weights(model, other):
-    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
-
-
 def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
     whole, model = one_cycle(few, checkpoint=False)
@@ -525,7 +523,7 @@ def test_records_and_weights_come_back_as_they_were(few, tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "RESULTS", tmp_path / "digits")
     assert utils.load_run("short") == json.loads(json.dumps(run))
     loaded = utils.load_weights(Skeleton(batch_norm=True, dropout=0.1), "short")
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    assert same_weights(model, loaded)
     assert not loaded.training
     with pytest.raises(RuntimeError, match="Net8k"):
         utils.load_weights(Net8k(), "short")
