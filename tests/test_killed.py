@@ -53,7 +53,7 @@ def test_on_the_cores_of_this_machine(place):
 def context():
     """Processes that start fast and share their memory: they are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["utils", "model", "torch._dynamo", "sklearn.model_selection"])
+    context.set_forkserver_preload(["utils", "model", "torch._dynamo", "sklearn.datasets", "distributed"])
     yield context
     multiprocessing.forkserver._forkserver._stop()
 
