@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.ticker import LogLocator
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -252,6 +253,79 @@ def _load_digits() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tenso
     labels = torch.from_numpy(digits.target).long()
     splits = train_test_split(range(len(labels)), test_size=0.2, stratify=digits.target, random_state=0)
     return tuple((images[split], labels[split]) for split in splits)
+
+
+def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Return the picture of one digit as MNIST would have it: uint8, ``(1, 1, 28, 28)``, 0 (background) to 255.
+
+    Dark ink on light paper and light ink on a dark ground will both do: whatever differs from the border is ink. As in
+    MNIST, the ink is scaled to fit 20 x 20 pixels, and its centre of mass is put into the middle of 28 x 28.
+
+    Args:
+        image: a file that Pillow can read, a Pillow image, or an array of shape ``(H, W)``, ``(1, H, W)``,
+            ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``, of any size and any range of values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture, an array has another shape or holds what is not a number, or nothing is drawn.
+
+    Source: the steps that LeCun and others (1998) describe for MNIST.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            with Image.open(image) as file:
+                image = ImageOps.exif_transpose(file)  # phones store photographs turned, with a note how
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{image} is not a picture that can be read: expected PNG, JPEG or the like") from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ValueError(f"{image} cannot be read to its end ({error}): save or copy it again") from error
+    if isinstance(image, Image.Image):
+        if image.has_transparency_data:  # what is transparent counts as white paper
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        # Pictures of 16 or 32 bits keep their range, which is scaled below.
+        pixels = np.asarray(image if image.mode[0] in "IF" else image.convert("L"), dtype=np.float32)
+    else:
+        pixels = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image)
+        if pixels.dtype.kind not in "buif":
+            raise ValueError(f"expected an array of numbers, got one of {pixels.dtype}")
+        shape, pixels = pixels.shape, pixels.astype(np.float32)
+        if pixels.ndim == 3 and shape[0] == 1:
+            pixels = pixels[0]
+        elif pixels.ndim == 3 and shape[2] in (1, 3, 4):
+            pixels = pixels[:, :, :3].mean(2)
+        if pixels.ndim != 2 or 0 in shape:
+            raise ValueError(
+                f"expected one image of shape (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {shape}"
+            )
+    if not np.isfinite(pixels).all():
+        raise ValueError("expected pixels that are finite numbers, got NaN or infinity among them")
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    ink = np.abs(pixels - np.median(border))
+    if ink.max() == 0:
+        raise ValueError("expected a picture of a digit, got one colour everywhere")
+    # Paper is never quite even: five times the usual deviation of the border is still paper, and so is a trace of ink.
+    unevenness = np.median(np.abs(border - np.median(border)))
+    ink[ink < max(0.05 * ink.max(), 5 * unevenness)] = 0
+    if ink.max() == 0:
+        raise ValueError("expected a digit on an even ground, got a picture whose border varies as much as the rest")
+    ink *= 255 / ink.max()
+    rows, columns = np.flatnonzero(ink.max(1)), np.flatnonzero(ink.max(0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    factor = 20 / max(ink.shape)
+    size = [max(1, round(side * factor)) for side in ink.shape[::-1]]
+    ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC)).clip(0, 255)
+    # The centre of mass goes to the middle of pixel 14, counted from 0, as in MNIST, as far as the 28 pixels allow.
+    places = []
+    for axis in (0, 1):
+        mass = ink.sum(1 - axis)
+        centre = (mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum()
+        places.append(int(np.clip(round(14.5 - centre), 0, 28 - len(mass))))
+    result = np.zeros((28, 28), np.float32)
+    result[places[0] : places[0] + ink.shape[0], places[1] : places[1] + ink.shape[1]] = ink
+    return torch.from_numpy(result.round().astype(np.uint8)).view(1, 1, 28, 28)
 
 
 # ------------------------------------------------------------- augment ----
@@ -976,6 +1050,52 @@ def plot_runs(runs: list[dict], target: float | None = None, last: int | None = 
     plt.show()
 
 
+def plot_layers(model: nn.Module) -> None:
+    """Show how many parameters each layer has, as bars, the first layer at the top."""
+    layers = _parameters_by_layer(model)
+    _, axis = plt.subplots(figsize=(7, 0.6 + 0.25 * len(layers)), layout="constrained")
+    bars = axis.barh(list(layers), list(layers.values()), color="#111b3a")
+    axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel=f"parameters ({sum(layers.values()):,} in all)", xmargin=0.15)
+    axis.spines[["top", "right"]].set_visible(False)
+    plt.show()
+
+
+def plot_networks(runs: dict[str, list[dict]], yours: list[dict] | None = None, last: int = 5) -> None:
+    """Show parameters against accuracy: published networks as crosses, ours as dots with one standard deviation.
+
+    The accuracy of ours is the mean over the last five epochs and over the runs. The published figures are counted in
+    different ways: see ``notebooks/results/published.json``.
+
+    Args:
+        runs: for each network, named as in the picture, its records.
+        yours: more records, each with a star of its own.
+        last: the number of final epochs over which the accuracy of ``yours`` is the mean.
+    """
+    published = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
+    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    for network in published:
+        point = network["parameters"], network["accuracy"]
+        side = {"xytext": (6, -3)} if point[0] < 100_000 else {"xytext": (-6, -3), "ha": "right"}
+        axis.plot(*point, "x", color="#888888")
+        axis.annotate(network["name"], point, textcoords="offset points", fontsize=8, color="#666666", **side)
+    for (name, of), color in zip(runs.items(), ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de")):
+        means = [mean_accuracy(run) for run in of]
+        error = np.std(means, ddof=1) if len(means) > 1 else None
+        label = f"{name} ({len(of)} seeds)"
+        axis.errorbar(of[0]["parameters"], np.mean(means), yerr=error, fmt="o", color=color, capsize=3, label=label)
+    for run in yours or []:
+        axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=run["name"])
+    axis.axhline(99.4, color="black", linewidth=1, linestyle=":")
+    axis.set(xlabel="parameters", ylabel="accuracy (%)", xscale="log", xlim=(500, 400_000))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    plt.show()
+
+
 # --------------------------------------------------------------- check ----
 
 
@@ -1021,3 +1141,182 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
     for condition, problem in conditions.items():
         print(f"{condition}: False ({problem})" if problem else f"{condition}: True")
     return not any(conditions.values())
+
+
+def grade(
+    network: Callable[[], nn.Module],
+    recipe: Callable[[nn.Module, int], dict],
+    data: Data,
+    *,
+    max_parameters: int,
+    max_epochs: int,
+    accuracy: float,
+    last: int,
+    fully_connected: bool,
+    seed: int = 0,
+) -> tuple[dict, nn.Module] | None:
+    """Check a student's network and recipe, train it, and print in plain words what to fix, if anything.
+
+    Args:
+        network: makes the network: a class, most often.
+        recipe: called with the network and the number of training images; returns the arguments of ``fit`` for them:
+            ``optimizer``, ``epochs`` and ``batch_size``, and what else is wanted.
+        data: what ``load_mnist`` returned.
+        max_parameters, max_epochs, accuracy, last: see ``check_target``.
+        fully_connected: whether fully connected layers are allowed.
+        seed: of the weights, and of the training.
+
+    Returns:
+        The record and the trained network; None when something must be fixed before there can be a result.
+    """
+    torch.manual_seed(seed)
+    try:
+        model = network()
+        problems = _problems_of_network(model, data, max_parameters, fully_connected)
+        settings = {} if problems else recipe(model, len(data.train_labels))
+        problems += [] if problems else _problems_of_recipe(settings, data, max_epochs)
+        problems += _problems_of_data(data)
+        if not problems:
+            run = fit(model, data, name="your-turn", seed=seed, **settings)
+    except Exception as error:  # whatever a beginner's code may raise
+        problems = [f"It stops with {type(error).__name__}: {error}"]
+    if problems:
+        print("Not yet. Please fix:")
+        for number, problem in enumerate(problems, start=1):
+            print(f"{number}. {problem}")
+        return None
+    limits = {"max_parameters": max_parameters, "max_epochs": max_epochs, "accuracy": accuracy, "last": last}
+    if not check_target(run, **limits):
+        print(_advice(run, accuracy, last))
+    return run, model
+
+
+def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, fully_connected: bool) -> list[str]:
+    """Return, in plain words, what is wrong with a network that is not trained yet."""
+    if not isinstance(model, nn.Module):
+        return [f"The network is {type(model).__name__}, and should be an nn.Module: class MyNetwork(nn.Module)."]
+    problems = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            if not name.startswith("_") and any(isinstance(part, nn.Module) for part in parts):
+                problems.append(
+                    f"self.{name} keeps layers in a plain {type(value).__name__}, where PyTorch does not see their "
+                    "parameters. Put them into nn.Sequential or nn.ModuleList."
+                )
+    layers = _parameters_by_layer(model)
+    total = sum(layers.values())
+    if total == 0 and not problems:
+        problems.append("The network has no parameters: there is nothing to train.")
+    if total > max_parameters:
+        largest = max(layers, key=layers.get)
+        problems.append(
+            f"{total:,} parameters, {total - max_parameters:,} more than the {max_parameters:,} that are allowed. "
+            f"Most of them, {layers[largest]:,}, are in {largest}."
+        )
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if linear and not fully_connected:
+        problems.append(
+            f"This task allows no fully connected layers, and there is one: {', '.join(linear)}. A 1 × 1 convolution "
+            "and an average over the places (notebook 2) do its work."
+        )
+    model.to(data.test_images.device)
+    images = data.test_images[:8]
+    try:
+        logits = predict(model, images)
+        again, alone = predict(model, images), torch.cat([predict(model, images[:1]), predict(model, images[1:])])
+    except Exception as error:  # whatever a layer raises on images that do not fit it
+        shape = tuple(images.shape)
+        problems.append(
+            f"Given images of shape {shape}, it stops with {type(error).__name__}: {error}. Follow the shape from "
+            "layer to layer: each layer must take what the one before it returns."
+        )
+        return problems
+    if not isinstance(logits, torch.Tensor) or logits.shape != (8, 10):
+        found = tuple(logits.shape)
+        problems.append(
+            f"For 8 images it returns shape {found}, and should return (8, 10): one score per digit. "
+            + ("Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if len(found) == 4 else "")
+        )
+        return problems
+    if not logits.isfinite().all():
+        problems.append("Before any training it returns NaN or infinity: is there a division, a root or a logarithm?")
+        return problems
+    if (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3:
+        problems.append(
+            "It returns probabilities (they add up to 1). Leave the softmax out: the loss, cross_entropy, has its own, "
+            "and with two of them it learns slowly."
+        )
+    if not torch.equal(logits, again):
+        problems.append(
+            "In evaluation mode the same images give other scores the second time. F.dropout needs "
+            "training=self.training; nn.Dropout knows by itself."
+        )
+    elif not torch.allclose(logits, alone, rtol=1e-3, atol=1e-3):
+        problems.append(
+            "In evaluation mode the scores of an image depend on the other images of the batch. Is there a BatchNorm "
+            "without running statistics, or a mean over the first dimension?"
+        )
+    return problems
+
+
+def _problems_of_recipe(settings: dict, data: Data, max_epochs: int) -> list[str]:
+    """Return, in plain words, what is wrong with the arguments for ``fit``, as far as ``fit`` does not say it."""
+    if not isinstance(settings, dict):
+        return [f"recipe returns {type(settings).__name__}, and should return a dict of arguments for fit."]
+    if missing := [key for key in ("optimizer", "epochs", "batch_size") if key not in settings]:
+        return [f"The dict that recipe returns lacks {', '.join(missing)}."]
+    problems = []
+    if settings["epochs"] > max_epochs:
+        problems.append(f"{settings['epochs']} epochs; at most {max_epochs} are allowed.")
+    steps = settings["epochs"] * math.ceil(len(data.train_labels) / settings["batch_size"])
+    planned = getattr(settings.get("scheduler"), "total_steps", steps)
+    if planned != steps:
+        problems.append(
+            f"The scheduler is made for {planned:,} steps, but it is stepped after every batch, {steps:,} times: "
+            "epochs × batches in an epoch."
+        )
+    return problems
+
+
+def _problems_of_data(data: Data) -> list[str]:
+    """Return, in plain words, whether other images are used than those of ``load_mnist``."""
+    genuine = load_mnist(validation=data.evaluated_on == "validation", device="cpu")
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    changed = [part for part in parts if not torch.equal(getattr(data, part).cpu(), getattr(genuine, part))]
+    if not changed:
+        return []
+    tests = {image.numpy().tobytes() for image in genuine.test_images}
+    among = sum(image.numpy().tobytes() in tests for image in data.train_images.cpu())
+    return [
+        f"The data are not what load_mnist() returned: {', '.join(changed)} changed"
+        + (f", and {among:,} training images are {data.evaluated_on} images. They must stay unseen." if among else ".")
+    ]
+
+
+def _advice(run: dict, accuracy: float, last: int) -> str:
+    """Return a sentence on what might help a run that missed the accuracy."""
+    counted, trained = run["history"]["test_accuracy"][-last:], run["history"]["train_accuracy"][-1]
+    if max(counted) >= accuracy:
+        return (
+            f"Some of these epochs hold {accuracy:g}: they differ by {max(counted) - min(counted):.2f}. A learning "
+            "rate that falls to nearly zero, or averaged weights, make the end calmer (notebook 7)."
+        )
+    if trained > accuracy:
+        return (
+            f"The training images are read better ({trained:.2f}) than the target asks: the network overfits. "
+            "Augmentation (notebook 6) or a smaller network may help."
+        )
+    return (
+        f"The training images are not read well enough either ({trained:.2f}; augmented ones are harder). The network "
+        "may be too small, have too few epochs, or a learning rate that is too low or too high."
+    )
+
+
+def _parameters_by_layer(model: nn.Module) -> dict[str, int]:
+    """Return the number of parameters of every layer that has some of its own."""
+    counts = {}
+    for name, module in model.named_modules():
+        if count := sum(p.numel() for p in module.parameters(recurse=False)):
+            counts[f"{name} ({type(module).__name__})" if name else type(module).__name__] = count
+    return counts

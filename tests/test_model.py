@@ -1,12 +1,16 @@
 """The networks: their layer tables, row for row, and what they accept."""
 
+import copy
 import re
 
+import nbformat
+import numpy as np
 import pytest
 import torch
 from torchsummary import summary
 
 from model import ConvLeNet, LeNet5, Net8k, Net20k, NetFast, Skeleton
+from utils import ROOT
 
 NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast]
 
@@ -98,23 +102,27 @@ def test_raw_pixels_are_refused():
         Net8k()(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
 
 
+@pytest.fixture(scope="module")
+def fields():
+    """The functions of notebook 10 that compute and measure receptive fields."""
+    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "10_mistakes.ipynb", 4).cells}
+    scope = {"copy": copy, "nn": torch.nn, "np": np, "torch": torch}
+    exec(cells["receptive-fields"], scope)
+    return scope
+
+
 @pytest.mark.parametrize(
     "network, size",
-    [(ConvLeNet, 16), (Skeleton, 18), (Net8k, 20), (NetFast, 25)],
+    [(LeNet5, 16), (ConvLeNet, 16), (Skeleton, 18), (Net20k, 58), (Net8k, 20), (NetFast, 25)],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_receptive_field_of_the_docstrings(network, size):
-    """The pixels whose gradient is not zero for the middle score, with every weight and every path switched on."""
-    layers = [torch.nn.AvgPool2d(2) if isinstance(m, torch.nn.MaxPool2d) else m for m in network().eval().layers]
+def test_receptive_field_of_the_docstrings(network, size, fields):
+    """Computed from the layers, and measured by gradients, after every layer that widens it."""
+    layers = list(network().layers)
     if isinstance(layers[-1], torch.nn.AvgPool2d):
         layers.pop()  # it takes the mean of the scores
-    layers = [layer for layer in layers if not isinstance(layer, torch.nn.ReLU)]
-    chain = torch.nn.Sequential(*layers)
-    for parameter in chain.parameters():
-        torch.nn.init.ones_(parameter)
-    images = torch.zeros(1, 1, 28, 28, requires_grad=True)
-    scores = chain(images)
-    scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
-    rows = (images.grad[0, 0] != 0).any(dim=1).sum().item()
-    assert rows == size
-    assert f"{size} × {size} pixels" in network.__doc__
+    computed = fields["receptive_fields"](layers)
+    windows = [index for index, layer in enumerate(layers) if isinstance(layer, fields["SPATIAL"])]
+    assert [side for _, side, _ in computed] == [fields["measured_field"](layers[: i + 1]) for i in windows]
+    assert computed[-1][1] == size
+    assert f"{size} × {size}" in re.sub(r"\s+", " ", network.__doc__)

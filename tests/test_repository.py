@@ -7,16 +7,31 @@ import subprocess
 import sys
 
 import benchmark
+import nbformat
 import pytest
 import readme
-from address import FORM, ROOT, address, copies
+import torch
+from address import FORM, ROOT, address, badge, copies
+from PIL import Image
 
-from utils import RESULTS
+from model import Net8k
+from utils import RESULTS, load_weights, normalize, predict
 
 
 def test_one_address_everywhere():
     for path in copies():
         assert set(re.findall(FORM, path.read_text(encoding="utf-8"))) == {address()}, path
+
+
+def test_every_notebook_has_its_badge():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = set()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        first = nbformat.read(path, as_version=4).cells[0].source
+        assert first.splitlines()[2] == badge(path) and readme.count(badge(path)) == 1
+        links.add(badge(path))
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in copies())
+    assert len(re.findall(r"colab\.research\.google\.com/github/", everything)) == 2 * len(links)
 
 
 def test_one_command_changes_the_address(tmp_path):
@@ -34,6 +49,11 @@ def test_one_command_changes_the_address(tmp_path):
     for path in changed:
         text = (tmp_path / path.relative_to(ROOT)).read_text(encoding="utf-8")
         assert address() not in text and new in text
+        assert (
+            "colab.research.google.com/github/someone/somewhere/blob/main/notebooks/" in text or path.suffix == ".toml"
+        )
+    old_name = address().removeprefix("https://github.com/")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and old_name in path.read_text(encoding="utf-8")]
 
 
 def test_files_named_in_the_readme_exist():
@@ -80,3 +100,24 @@ def test_the_benchmark_counts_only_what_is_held():
     course = {"seconds": 10.0, "elapsed": elapsed}
     assert benchmark.ratios_to_99_4({"usual": [usual, usual], "course": [course, usual]}) == [4.0, 0.0]
     assert sum(p.numel() for p in benchmark.TrainMnistFast().parameters()) == 215_194
+
+
+def test_the_readmes_lines_read_a_digit_and_export_the_network(mnist, tmp_path, monkeypatch, capfd):
+    """The code of README.md, as it stands there; ONNX Runtime gives the logits that PyTorch gives."""
+    import onnxruntime  # here, because it would take memory from all that runs before
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    use, export = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    drawing = Image.fromarray(255 - mnist.test_images[0, 0].cpu().numpy()).resize((120, 120))
+    drawing.save("digit.png")
+    scope = {}
+    exec(use, scope)
+    assert capfd.readouterr().out.strip() == str(mnist.test_labels[0].item())
+    exec(export, scope)
+    session = onnxruntime.InferenceSession("net8k.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 500):
+        images = mnist.test_images[:count].cpu()
+        [logits] = session.run(["logits"], {"images": normalize(images).numpy()})
+        expected = predict(load_weights(Net8k(), "target-8k-seed0"), images)
+        assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)

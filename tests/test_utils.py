@@ -15,9 +15,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from test_study import first_of
 
 import utils
@@ -567,6 +569,113 @@ def test_missing_and_broken_records_say_what_to_do(tmp_path, monkeypatch):
     for name in ("cut", "empty", "text"):
         with pytest.raises(ValueError, match=rf"{name}.pt does not hold weights"):
             utils.load_weights(Net8k(), name)
+
+
+# ---------------------------------------------------------------- read ----
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return utils.load_weights(Net8k(), "target-8k-seed0")
+
+
+def photograph(pixels, seed=0):
+    """A drawing as a phone would see it: grey ink on uneven paper, off the middle, and with noise."""
+    noise = np.random.default_rng(seed)
+    large = np.pad(np.kron(150 - 0.6 * pixels, np.ones((9, 9))), ((30, 90), (120, 10)), constant_values=150)
+    large += noise.normal(0, 5, large.shape) + np.linspace(0, 15, large.shape[1])
+    return Image.fromarray(large.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pixels: pixels,
+        lambda pixels: 255 - pixels,
+        lambda pixels: torch.from_numpy(pixels / 255.0)[None],
+        lambda pixels: np.dstack([pixels] * 3)[3:, 2:-1],
+        lambda pixels: Image.fromarray(255 - pixels).resize((300, 300), Image.Resampling.BICUBIC),
+        photograph,
+    ],
+    ids=["as it is", "dark on light", "tensor of 0 to 1", "cut, in colour", "large", "photograph"],
+)
+def test_a_digit_is_read_however_it_is_drawn(mnist, reader, change):
+    few = range(0, 10_000, 40)
+    images = torch.cat([utils.read_image(change(mnist.test_images[i, 0].cpu().numpy())) for i in few])
+    assert images.dtype == torch.uint8 and images.shape == (250, 1, 28, 28)
+    assert (predict(reader, images).argmax(1) == mnist.test_labels[::40].cpu()).float().mean() >= 0.98
+
+
+def test_mnist_images_stay_nearly_as_they_are(mnist):
+    """The steps are those of MNIST: the mean change of a pixel is below one grey value."""
+    originals = mnist.test_images[::40].cpu().float()
+    again = torch.cat([utils.read_image(image[0].numpy()) for image in originals]).float()
+    assert (again - originals).abs().mean() < 1
+
+
+def a_seven(mode="L"):
+    """A 7 in black on white, 60 pixels wide and 100 high."""
+    image = Image.new("L", (60, 100), 255)
+    drawing = ImageDraw.Draw(image)
+    drawing.line([(10, 20), (50, 20), (25, 85)], fill=0, width=7)
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_kind_of_picture(reader, tmp_path, mode):
+    path = tmp_path / ("seven.tif" if mode in ("CMYK", "I;16", "I", "F") else "seven.png")
+    a_seven(mode).save(path)
+    for image in (path, str(path), a_seven(mode)):
+        seven = utils.read_image(image)
+        assert predict(reader, seven).argmax(1).item() == 7
+    rows, columns = (np.flatnonzero(seven[0, 0].amax(axis)) for axis in (1, 0))
+    assert rows[-1] - rows[0] == 19 and columns[-1] - columns[0] < 19  # 20 pixels high, and not stretched
+
+
+def test_a_transparent_ground_and_a_turned_photograph(reader, tmp_path):
+    ink = a_seven().point(lambda value: 255 - value)
+    transparent = Image.new("RGBA", ink.size, (0, 0, 0, 0))
+    transparent.putalpha(ink)
+    assert predict(reader, utils.read_image(transparent)).argmax(1).item() == 7
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it turned back, clockwise
+    a_seven().rotate(90, expand=True).save(tmp_path / "phone.jpg", exif=exif)
+    assert predict(reader, utils.read_image(tmp_path / "phone.jpg")).argmax(1).item() == 7
+
+
+def cut_off(tmp_path):
+    path = tmp_path / "cut.png"
+    a_seven().resize((600, 1000)).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    return path
+
+
+def a_text(tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("seven")
+    return path
+
+
+@pytest.mark.parametrize(
+    "image, error, complaint",
+    [
+        (lambda _: "no-such.png", FileNotFoundError, "no-such.png"),
+        (a_text, ValueError, "text.png is not a picture"),
+        (cut_off, ValueError, "cut.png cannot be read to its end"),
+        (lambda _: np.zeros((28, 28)), ValueError, "one colour everywhere"),
+        (lambda _: Image.new("RGB", (9, 9), "white"), ValueError, "one colour everywhere"),
+        (lambda _: np.random.default_rng(0).random((28, 28)), ValueError, "even ground"),
+        (lambda _: np.full((28, 28), np.nan), ValueError, "NaN"),
+        (lambda _: np.zeros((5, 1, 28, 28)), ValueError, r"got \(5, 1, 28, 28\)"),
+        (lambda _: np.zeros((28, 28, 2)), ValueError, r"got \(28, 28, 2\)"),
+        (lambda _: np.zeros((0, 28)), ValueError, r"got \(0, 28\)"),
+        (lambda _: np.array([["a"]]), ValueError, "array of numbers"),
+        (lambda _: None, ValueError, "array of numbers"),
+    ],
+)
+def test_what_is_no_digit_is_named(tmp_path, image, error, complaint):
+    with pytest.raises(error, match=complaint):
+        utils.read_image(image(tmp_path))
 
 
 # ------------------------------------------------------ plot and check ----
