@@ -69,6 +69,7 @@ def test_structure(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
     assert re.match(rf"# {int(notebook.path.stem[:2])} · ", notebook.cells[0].source)
+    assert 2 <= len(re.findall(r"^\d\. ", text.split("## Next")[1], re.MULTILINE)) <= 3  # exercises
     # Nobody meets code without having read what to look for.
     for before, cell in zip(notebook.cells, notebook.cells[1:]):
         if cell.cell_type == "code":
