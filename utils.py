@@ -398,6 +398,7 @@ def fit(
     seed: int,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     augmentation: dict[str, float] | None = None,
+    augmented_epochs: int | None = None,
     ema_decay: float | None = None,
     bfloat16: bool | None = None,
     checkpoint: bool = False,
@@ -415,6 +416,7 @@ def fit(
         seed: of the shuffling, the augmentation and the dropout. (Seed the weights yourself, before making the model.)
         scheduler: of the optimizer; stepped after every *batch*, so that its lengths are counted in batches.
         augmentation: arguments of ``augment``, which is then applied to every training batch.
+        augmented_epochs: augment only in the first so many epochs; the others see the images as they are.
         ema_decay: evaluate, and keep in the end, an exponential moving average of the weights (and of BatchNorm's
             statistics) instead of the last ones; the fraction, 0 to 1, that the average keeps at every step.
         bfloat16: train in this shorter number format where autocast holds it to be safe (notebook 8); by default only
@@ -429,7 +431,8 @@ def fit(
 
     Raises:
         ValueError: the optimizer is not the model's, or the scheduler not the optimizer's (of an earlier cell, often);
-            ``ema_decay`` is not between 0 and 1; the name is not a plain file name.
+            ``ema_decay`` is not between 0 and 1; there are ``augmented_epochs`` without an augmentation, or more of
+            them than epochs; the name is not a plain file name.
         FloatingPointError: the loss is no longer a finite number.
     """
     _check_name(name)
@@ -438,6 +441,11 @@ def fit(
         raise ValueError("expected an optimizer over this model's parameters: make it again after making the model")
     if scheduler and scheduler.optimizer is not optimizer:
         raise ValueError("expected a scheduler of this optimizer: make it again after making the optimizer")
+    if augmented_epochs is not None and not (augmentation and 0 <= augmented_epochs <= epochs):
+        raise ValueError(
+            f"expected augmented_epochs from 0 to {epochs}, with an augmentation, got {augmented_epochs} "
+            f"with {augmentation}"
+        )
     torch.manual_seed(seed)
     device = data.train_images.device
     model.to(device)
@@ -446,6 +454,7 @@ def fit(
         "optimizer": {"class": type(optimizer).__name__} | _plain(optimizer.defaults),
         "scheduler": {"class": type(scheduler).__name__} | _plain(scheduler.state_dict()) if scheduler else None,
         "augmentation": augmentation,
+        "augmented_epochs": augmented_epochs,
         "ema_decay": ema_decay,
     }
     identity = ""
@@ -491,12 +500,13 @@ def fit(
                 tqdm.write(f"{name} was trained to its end, but not saved; here it is again, from {path.name}.")
         for epoch in range(len(elapsed) + 1, epochs + 1):
             model.train()
+            augmented = augmentation and (augmented_epochs is None or epoch <= augmented_epochs)
             # Sums stay on the device, so that a GPU need not wait for Python after every batch.
             loss_sum = torch.zeros((), device=device)
             correct = torch.zeros((), device=device, dtype=torch.int64)
             for batch in torch.randperm(count).to(device).split(batch_size):
                 images, labels = data.train_images[batch], data.train_labels[batch]
-                if augmentation:
+                if augmented:
                     images = augment(images, **augmentation)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                     logits = model(normalize(images))

@@ -374,6 +374,18 @@ def test_the_order_in_memory_changes_no_result(network, few):
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
 
 
+def test_only_the_first_epochs_are_augmented(few, monkeypatch):
+    batches = []
+    monkeypatch.setattr(utils, "augment", lambda images, **amounts: batches.append(amounts) or images)
+    for augmented_epochs, count in ((0, 0), (1, 3), (2, 6), (None, 6)):  # of 2 epochs of 3 batches
+        batches.clear()
+        run, _ = train(few, augmentation={"degrees": 10}, augmented_epochs=augmented_epochs)
+        assert batches == [{"degrees": 10}] * count and run["settings"]["augmented_epochs"] == augmented_epochs
+    for wrong in ({"augmented_epochs": 1}, {"augmented_epochs": 3, "augmentation": {"degrees": 10}}):
+        with pytest.raises(ValueError, match="augmented_epochs from 0 to 2"):
+            train(few, **wrong)
+
+
 def test_averaging_keeps_the_average(few):
     """The kept weights are the exponential moving average of the weights after every step, worked out by hand here."""
     torch.manual_seed(0)
