@@ -332,12 +332,18 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> t
 
 
 def augment(
-    images: torch.Tensor, *, degrees: float = 0, translate: float = 0, scale: float = 0, shear: float = 0
+    images: torch.Tensor,
+    *,
+    degrees: float = 0,
+    translate: float = 0,
+    scale: float = 0,
+    shear: float = 0,
+    elastic: float = 0,
 ) -> torch.Tensor:
-    """Return the images, each moved by its own random affine map; what comes in from outside is background, 0.
+    """Return the images, each moved by its own random map; what comes in from outside is background, 0.
 
-    The map scales, then shears, then rotates about the centre, then shifts; pixels are interpolated bilinearly.
-    Each amount is drawn uniformly, for each image, from minus to plus its argument.
+    The map scales, then shears, then rotates about the centre, then shifts, all of the image alike, and then bends it;
+    pixels are interpolated bilinearly. Each amount is drawn uniformly, for each image, from minus to plus its argument.
 
     Args:
         images: ``(N, 1, H, H)``, pixel values 0 to 255, any dtype; that is, before ``normalize``.
@@ -345,6 +351,8 @@ def augment(
         translate: largest shift in each direction, as a fraction of the image's side.
         scale: largest change of size, as a fraction below 1 (0.1: from 90 % to 110 %).
         shear: largest horizontal slant, in degrees, below 90.
+        elastic: largest shift of 5 x 5 points spread over the image, each in a direction of its own, as a fraction of
+            the image's side; what lies between them follows smoothly (after Simard, Steinkraus and Platt, 2003).
 
     Returns:
         ``(N, 1, H, H)``, float, 0 to 255.
@@ -354,10 +362,10 @@ def augment(
     """
     if images.dim() != 4 or images.shape[1] != 1 or images.shape[2] != images.shape[3]:
         raise ValueError(f"expected square images of shape (N, 1, H, H), got {tuple(images.shape)}")
-    if min(degrees, translate, scale, shear) < 0 or scale >= 1 or shear >= 90:
+    if min(degrees, translate, scale, shear, elastic) < 0 or scale >= 1 or shear >= 90:
         raise ValueError(
             "expected amounts of 0 or more, scale below 1 and shear below 90 degrees, got "
-            f"degrees={degrees}, translate={translate}, scale={scale}, shear={shear}"
+            f"degrees={degrees}, translate={translate}, scale={scale}, shear={shear}, elastic={elastic}"
         )
 
     def draw(largest: float) -> torch.Tensor:
@@ -376,6 +384,10 @@ def augment(
     ) / size.view(-1, 1, 1)
     inverse = torch.cat([linear, -linear @ shift], dim=2)
     grid = F.affine_grid(inverse, images.shape, align_corners=False)
+    if elastic:
+        points = (torch.rand(len(images), 2, 5, 5, device=images.device) * 2 - 1) * 2 * elastic
+        bent = F.interpolate(points, images.shape[2:], mode="bicubic", align_corners=True)
+        grid = grid + bent.permute(0, 2, 3, 1)
     return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=False)
 
 
@@ -397,13 +409,14 @@ def fit(
     batch_size: int,
     seed: int,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     augmentation: dict[str, float] | None = None,
     augmented_epochs: int | None = None,
     ema_decay: float | None = None,
     bfloat16: bool | None = None,
     checkpoint: bool = False,
 ) -> dict:
-    """Train the model in place with cross-entropy, printing a line after every epoch, and return the run's record.
+    """Train the model in place, printing a line after every epoch, and return the run's record.
 
     The loop is the one that notebook 1 writes out, plus augmentation, weight averaging and the record.
 
@@ -415,6 +428,8 @@ def fit(
         epochs, batch_size: the last batch of an epoch may be shorter, and counts like the others.
         seed: of the shuffling, the augmentation and the dropout. (Seed the weights yourself, before making the model.)
         scheduler: of the optimizer; stepped after every *batch*, so that its lengths are counted in batches.
+        loss: called with the logits, the labels and the normalised images of a training batch; by default the
+            cross-entropy of the first two. (The test's loss is the cross-entropy in any case.)
         augmentation: arguments of ``augment``, which is then applied to every training batch.
         augmented_epochs: augment only in the first so many epochs; the others see the images as they are.
         ema_decay: evaluate, and keep in the end, an exponential moving average of the weights (and of BatchNorm's
@@ -424,7 +439,7 @@ def fit(
         checkpoint: write the state of the training to a file after every epoch, and continue from there if the same
             run (name, settings, starting weights and images) was stopped before. On the same processor, with as many
             threads, the weights are then, bit for bit, those of a run that was not stopped. ``save_run`` removes the
-            file. Functions, such as those of a ``LambdaLR``, are not compared.
+            file. Functions, such as ``loss`` or those of a ``LambdaLR``, are compared by their names at most.
 
     Returns:
         The record: see ``save_run``.
@@ -453,6 +468,7 @@ def fit(
         "batch_size": batch_size,
         "optimizer": {"class": type(optimizer).__name__} | _plain(optimizer.defaults),
         "scheduler": {"class": type(scheduler).__name__} | _plain(scheduler.state_dict()) if scheduler else None,
+        "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "cross_entropy",
         "augmentation": augmentation,
         "augmented_epochs": augmented_epochs,
         "ema_decay": ema_decay,
@@ -508,17 +524,18 @@ def fit(
                 images, labels = data.train_images[batch], data.train_labels[batch]
                 if augmented:
                     images = augment(images, **augmentation)
+                images = normalize(images)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    logits = model(normalize(images))
-                loss = F.cross_entropy(logits.float(), labels)
+                    logits = model(images)
+                batch_loss = loss(logits.float(), labels, images) if loss else F.cross_entropy(logits.float(), labels)
                 optimizer.zero_grad()
-                loss.backward()
+                batch_loss.backward()
                 optimizer.step()
                 if scheduler:
                     scheduler.step()
                 if averaged:
                     averaged.update_parameters(model)
-                loss_sum += loss.detach() * len(labels)
+                loss_sum += batch_loss.detach() * len(labels)
                 correct += (logits.argmax(1) == labels).sum()
                 bar.update()
             train_loss, train_accuracy = loss_sum.item() / count, 100 * correct.item() / count

@@ -282,7 +282,22 @@ def test_augment_draws_to_both_sides():
     assert areas.min() < 0.75 and areas.max() > 1.3
 
 
-@pytest.mark.parametrize("wrong", [{"degrees": -1}, {"scale": 1}, {"shear": 90}])
+def test_augment_bends_smoothly_and_no_further_than_asked():
+    torch.manual_seed(0)
+    column, row = torch.zeros(2, 300, 1, 28, 28)
+    column[..., 13:15], row[..., 13:15, :] = 255, 255
+    places = torch.arange(28) - 13.5
+    column, row = augment(column, elastic=0.1)[:, 0], augment(row, elastic=0.1)[:, 0]
+    # The middle of the bar in each row (column) that is clear of the border
+    across = ((column * places).sum(2) / column.sum(2))[:, 4:24]
+    down = ((row * places[:, None]).sum(1) / row.sum(1))[:, 4:24]
+    for shifts in (across, down):
+        assert abs(shifts.mean()) < 0.2 and 1.5 < shifts.abs().quantile(0.95) < 2.8  # a tenth of 28 pixels
+        assert (shifts[:, 1:] - shifts[:, :-1]).abs().quantile(0.95) < 1  # neighbours stay together
+        assert shifts.std(1).mean() > 0.4  # and the bar is bent, not only moved
+
+
+@pytest.mark.parametrize("wrong", [{"degrees": -1}, {"scale": 1}, {"shear": 90}, {"elastic": -0.1}])
 def test_augment_refuses_what_makes_no_sense(digits, wrong):
     with pytest.raises(ValueError, match="expected amounts"):
         augment(digits.train_images[:2], **wrong)
@@ -372,6 +387,23 @@ def test_the_order_in_memory_changes_no_result(network, few):
     torch.testing.assert_close(gradients["fast"], gradients["usual"])
     assert all(p.is_contiguous() for p in model.parameters())
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
+
+
+def test_another_loss_gets_logits_labels_and_normalised_images(few):
+    seen = []
+
+    def smoothed(logits, labels, images):
+        seen.append((logits.shape, labels.dtype, images.shape, images.min().item()))
+        return F.cross_entropy(logits, labels, label_smoothing=0.5)
+
+    plain, _ = train(few)
+    run, model = train(few, loss=smoothed)
+    lowest = normalize(torch.zeros(1)).item()
+    assert seen[0] == ((100, 10), torch.int64, (100, 1, 28, 28), lowest) and len(seen) == 2 * 3
+    assert plain["settings"]["loss"] == "cross_entropy" and run["settings"]["loss"] == "smoothed"
+    assert run["history"]["train_loss"][-1] != plain["history"]["train_loss"][-1]
+    logits = predict(model, few.test_images)  # the test's loss stays what it was
+    assert run["history"]["test_loss"][-1] == pytest.approx(F.cross_entropy(logits, few.test_labels).item(), abs=1e-4)
 
 
 def test_only_the_first_epochs_are_augmented(few, monkeypatch):
