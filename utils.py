@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.ticker import LogLocator
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -259,64 +260,76 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> t
     """Return the picture of one digit as MNIST would have it: uint8, ``(1, 1, 28, 28)``, 0 (background) to 255.
 
     Dark ink on light paper and light ink on a dark ground will both do: whatever differs from the border is ink. As in
-    MNIST, the ink is scaled to fit 20 x 20 pixels, and its centre of mass is put into the middle of 28 x 28.
+    MNIST, the ink is scaled to fit 20 x 20 pixels, and its centre of mass is put into the middle of 28 x 28. Whether
+    the ink is a digit is not asked.
 
     Args:
-        image: a file that Pillow can read, a Pillow image, or an array of shape ``(H, W)``, ``(1, H, W)``,
-            ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``, of any size and any range of values.
+        image: a file that Pillow can read, a Pillow image (what is transparent counts as white paper), or an array of
+            shape ``(H, W)``, ``(1, H, W)`` or ``(H, W, 1)``, of any range of values, or ``(H, W, 3)`` or ``(H, W, 4)``
+            of uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, an array has another shape or holds what is not a number, or nothing is drawn.
+        ValueError: it is not a picture, or a damaged or far too large one; an array has another shape or holds what is
+            not a finite number; nothing is drawn, or nearly everything is ink (a dark frame around the paper, often).
 
     Source: the steps that LeCun and others (1998) describe for MNIST.
     """
     if isinstance(image, (str, Path)):
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"no such file: {image}")
         try:
             with Image.open(image) as file:
-                image = ImageOps.exif_transpose(file)  # phones store photographs turned, with a note how
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{image} is not a picture that can be read: expected PNG, JPEG or the like") from error
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ValueError(f"{image} cannot be read to its end ({error}): save or copy it again") from error
-    if isinstance(image, Image.Image):
-        if image.has_transparency_data:  # what is transparent counts as white paper
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        # Pictures of 16 or 32 bits keep their range, which is scaled below.
-        pixels = np.asarray(image if image.mode[0] in "IF" else image.convert("L"), dtype=np.float32)
+                pixels = _grey(file)
+        except Exception as error:  # on damaged files Pillow raises whatever it stumbles over
+            raise ValueError(
+                f"{image} cannot be read as a picture ({error}): expected a whole PNG, JPEG or the like"
+            ) from error
+    elif isinstance(image, Image.Image):
+        pixels = _grey(image)
     else:
-        pixels = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image)
+        if isinstance(image, torch.Tensor):
+            image = (
+                image.detach().cpu().to_dense().double().numpy() if image.dtype != torch.uint8 else image.cpu().numpy()
+            )
+        pixels = np.asarray(image)
         if pixels.dtype.kind not in "buif":
             raise ValueError(f"expected an array of numbers, got one of {pixels.dtype}")
-        shape, pixels = pixels.shape, pixels.astype(np.float32)
-        if pixels.ndim == 3 and shape[0] == 1:
-            pixels = pixels[0]
-        elif pixels.ndim == 3 and shape[2] in (1, 3, 4):
-            pixels = pixels[:, :, :3].mean(2)
+        shape = pixels.shape
+        if len(shape) == 3 and shape[2] in (3, 4) and pixels.dtype == np.uint8 and 0 not in shape:
+            pixels = _grey(Image.fromarray(pixels))
+        elif len(shape) == 3 and 1 in (shape[0], shape[2]):
+            pixels = pixels[0] if shape[0] == 1 else pixels[:, :, 0]
         if pixels.ndim != 2 or 0 in shape:
             raise ValueError(
-                f"expected one image of shape (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {shape}"
+                "expected one image of shape (H, W), (1, H, W) or (H, W, 1), or of uint8 and shape (H, W, 3) or "
+                f"(H, W, 4), got {pixels.dtype} of shape {shape}"
             )
-    if not np.isfinite(pixels).all():
-        raise ValueError("expected pixels that are finite numbers, got NaN or infinity among them")
+    pixels = pixels.astype(np.float64)
+    if 0 in pixels.shape or not np.isfinite(pixels).all():
+        raise ValueError("expected pixels that are finite numbers, got none, or NaN or infinity among them")
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ink = np.abs(pixels - np.median(border))
     if ink.max() == 0:
         raise ValueError("expected a picture of a digit, got one colour everywhere")
-    # Paper is never quite even: five times the usual deviation of the border is still paper, and so is a trace of ink.
+    # Paper is never quite even: eight times the usual deviation of the border is still paper, and so is a trace of ink.
     unevenness = np.median(np.abs(border - np.median(border)))
-    ink[ink < max(0.05 * ink.max(), 5 * unevenness)] = 0
+    ink[ink < max(0.05 * ink.max(), 8 * unevenness)] = 0
     if ink.max() == 0:
         raise ValueError("expected a digit on an even ground, got a picture whose border varies as much as the rest")
-    ink *= 255 / ink.max()
     rows, columns = np.flatnonzero(ink.max(1)), np.flatnonzero(ink.max(0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    ink = (ink * (255 / ink.max())).astype(np.float32)
     factor = 20 / max(ink.shape)
     size = [max(1, round(side * factor)) for side in ink.shape[::-1]]
     ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC)).clip(0, 255)
+    ink = ink * (255 / ink.max())  # thin strokes have become pale
+    # A fat 1 fills its narrow box; of MNIST's broader digits, none fills more than 0.79.
+    if min(ink.shape) >= 10 and ink.mean() > 0.85 * 255:
+        raise ValueError(
+            "expected a digit on a ground that reaches the border, got a picture that is nearly all ink: is there a "
+            "frame, or a table around the paper? Cut it off."
+        )
     # The centre of mass goes to the middle of pixel 14, counted from 0, as in MNIST, as far as the 28 pixels allow.
     places = []
     for axis in (0, 1):
@@ -326,6 +339,18 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> t
     result = np.zeros((28, 28), np.float32)
     result[places[0] : places[0] + ink.shape[0], places[1] : places[1] + ink.shape[1]] = ink
     return torch.from_numpy(result.round().astype(np.uint8)).view(1, 1, 28, 28)
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """Return the grey values of a picture, ``(H, W)``, what is transparent on white, and turned as it was taken."""
+    image = ImageOps.exif_transpose(image)  # phones store photographs turned, with a note how
+    if image.mode[0] in "IF":  # 16 or 32 bits, which convert would cut off at 255
+        return np.asarray(image)
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("L"))
+    image = image.convert("RGBA")
+    grey = np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L"))
+    return grey if grey.size and np.ptp(grey) else np.asarray(image.getchannel("A"))  # white ink on nothing
 
 
 # ------------------------------------------------------------- augment ----
@@ -984,7 +1009,8 @@ def print_runs(runs: list[dict], last: int = 5) -> None:
 def plot_digits(images: torch.Tensor, titles: list[str] | None = None, columns: int = 10) -> None:
     """Show images, ``(N, 1, 28, 28)`` with pixel values 0 to 255, as dark ink on white, in rows of ``columns``."""
     rows = math.ceil(len(images) / columns)
-    height = 0.7 * rows + (0.25 * rows if titles else 0)
+    lines = max(title.count("\n") + 1 for title in titles) if titles else 0
+    height = rows * (7 / columns + (0.1 + 0.15 * lines if lines else 0))
     figure, axes = plt.subplots(rows, columns, figsize=(7, height), squeeze=False, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for index, axis in enumerate(axes.flat):
@@ -1089,17 +1115,26 @@ def plot_layers(model: nn.Module) -> None:
     plt.show()
 
 
-def plot_networks(runs: dict[str, list[dict]], yours: list[dict] | None = None, last: int = 5) -> None:
+def plot_networks(
+    runs: dict[str, list[dict]], yours: list[dict] | None = None, last: int = 5, target: float = 99.4
+) -> None:
     """Show parameters against accuracy: published networks as crosses, ours as dots with one standard deviation.
 
     The accuracy of ours is the mean over the last five epochs and over the runs. The published figures are counted in
     different ways: see ``notebooks/results/published.json``.
 
     Args:
-        runs: for each network, named as in the picture, its records.
+        runs: for each network, named as in the picture, its records; one to five networks.
         yours: more records, each with a star of its own.
         last: the number of final epochs over which the accuracy of ``yours`` is the mean.
+        target: an accuracy in percent, drawn as a horizontal line.
+
+    Raises:
+        ValueError: there are no networks, or more than five, or one has no records.
     """
+    colors = ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de")
+    if not 1 <= len(runs) <= len(colors) or not all(runs.values()):
+        raise ValueError(f"expected one to {len(colors)} networks, each with records, got {list(runs)}")
     published = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     for network in published:
@@ -1107,15 +1142,18 @@ def plot_networks(runs: dict[str, list[dict]], yours: list[dict] | None = None, 
         side = {"xytext": (6, -3)} if point[0] < 100_000 else {"xytext": (-6, -3), "ha": "right"}
         axis.plot(*point, "x", color="#888888")
         axis.annotate(network["name"], point, textcoords="offset points", fontsize=8, color="#666666", **side)
-    for (name, of), color in zip(runs.items(), ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de")):
+    for (name, of), color in zip(runs.items(), colors):
         means = [mean_accuracy(run) for run in of]
         error = np.std(means, ddof=1) if len(means) > 1 else None
         label = f"{name} ({len(of)} seeds)"
         axis.errorbar(of[0]["parameters"], np.mean(means), yerr=error, fmt="o", color=color, capsize=3, label=label)
     for run in yours or []:
-        axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=run["name"])
-    axis.axhline(99.4, color="black", linewidth=1, linestyle=":")
-    axis.set(xlabel="parameters", ylabel="accuracy (%)", xscale="log", xlim=(500, 400_000))
+        on = [part for part in (run["data"], run["evaluated_on"]) if part not in ("MNIST", "test")]
+        label = f"{run['name']} ({', '.join(on)})" if on else run["name"]
+        axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=label)
+    axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
+    counts = [network["parameters"] for network in [*published, *(yours or [])]]
+    axis.set(xlabel="parameters", ylabel="accuracy (%)", xscale="log", xlim=(0.7 * min(counts), 2 * max(counts)))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
@@ -1184,11 +1222,13 @@ def grade(
 ) -> tuple[dict, nn.Module] | None:
     """Check a student's network and recipe, train it, and print in plain words what to fix, if anything.
 
+    It finds mistakes, and the common ways around the rules; it is not proof against somebody who wants to deceive it.
+
     Args:
         network: makes the network: a class, most often.
         recipe: called with the network and the number of training images; returns the arguments of ``fit`` for them:
             ``optimizer``, ``epochs`` and ``batch_size``, and what else is wanted.
-        data: what ``load_mnist`` returned.
+        data: what ``load_mnist()`` or ``load_mnist(validation=True)`` returned.
         max_parameters, max_epochs, accuracy, last: see ``check_target``.
         fully_connected: whether fully connected layers are allowed.
         seed: of the weights, and of the training.
@@ -1197,25 +1237,48 @@ def grade(
         The record and the trained network; None when something must be fixed before there can be a result.
     """
     torch.manual_seed(seed)
+    problems = _problems_of_data(data)
     try:
-        model = network()
-        problems = _problems_of_network(model, data, max_parameters, fully_connected)
-        settings = {} if problems else recipe(model, len(data.train_labels))
-        problems += [] if problems else _problems_of_recipe(settings, data, max_epochs)
-        problems += _problems_of_data(data)
+        if isinstance(network, nn.Module):
+            problems.append("Give the class itself, without brackets: the grader makes the network, with its own seed.")
+        else:
+            model = network()
+            problems += _problems_of_network(model, data, max_parameters, fully_connected)
+        if not problems:
+            layers = str(model)
+            settings = recipe(model, len(data.train_labels))
+            problems += _problems_of_recipe(settings, data, max_epochs)
+            if str(model) != layers:
+                problems.append("recipe adds or removes layers; make the whole network in its class.")
+            share = evaluate(model, data.test_images, data.test_labels)[1] / len(data.test_labels)
+            if share > 0.4:  # without training it guesses, and one guess of ten is right
+                problems.append(
+                    f"It reads {100 * share:.0f} % of the {data.evaluated_on} images before the training has begun: "
+                    "its weights come from elsewhere."
+                )
         if not problems:
             run = fit(model, data, name="your-turn", seed=seed, **settings)
     except Exception as error:  # whatever a beginner's code may raise
-        problems = [f"It stops with {type(error).__name__}: {error}"]
+        problems.append(f"It stops with {_described(error)}")
     if problems:
         print("Not yet. Please fix:")
         for number, problem in enumerate(problems, start=1):
             print(f"{number}. {problem}")
         return None
     limits = {"max_parameters": max_parameters, "max_epochs": max_epochs, "accuracy": accuracy, "last": last}
-    if not check_target(run, **limits):
+    if not check_target(run, **limits) and run["data"] == "MNIST" and run["epochs"] >= last:
         print(_advice(run, accuracy, last))
     return run, model
+
+
+def _described(error: Exception) -> str:
+    """Return what an error says, and the line of the student's own code that it comes from."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(Path(frame.filename).is_relative_to(place) for place in (sys.prefix, sys.base_prefix, __file__))
+    ]
+    return f"{type(error).__name__}: {error}" + (f" (in your line: {own[-1].line})" if own and own[-1].line else "")
 
 
 def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, fully_connected: bool) -> list[str]:
@@ -1223,63 +1286,81 @@ def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, full
     if not isinstance(model, nn.Module):
         return [f"The network is {type(model).__name__}, and should be an nn.Module: class MyNetwork(nn.Module)."]
     problems = []
+
+    def hides_layers(value) -> bool:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        return any(isinstance(part, nn.Module) or hides_layers(part) for part in parts)
+
     for module in model.modules():
         for name, value in vars(module).items():
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-            if not name.startswith("_") and any(isinstance(part, nn.Module) for part in parts):
+            if not name.startswith("_") and hides_layers(value):
                 problems.append(
                     f"self.{name} keeps layers in a plain {type(value).__name__}, where PyTorch does not see their "
                     "parameters. Put them into nn.Sequential or nn.ModuleList."
                 )
-    layers = _parameters_by_layer(model)
-    total = sum(layers.values())
+    model.to(data.test_images.device)
+    images = data.test_images[:250]
+    mode = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            logits = model(normalize(images[:8]))
+    except Exception as error:  # whatever a layer raises on images that do not fit it
+        problems.append(
+            f"Given images of shape {(8, *images.shape[1:])}, it stops with {_described(error)}. Follow the shape from "
+            "layer to layer: each layer must take what the one before it returns."
+        )
+        return problems
+    finally:
+        model.train(mode)
+    # Counted only now: some layers find their size with the first images.
+    total = sum(p.numel() for p in model.parameters())
     if total == 0 and not problems:
         problems.append("The network has no parameters: there is nothing to train.")
     if total > max_parameters:
+        layers = _parameters_by_layer(model)
         largest = max(layers, key=layers.get)
         problems.append(
             f"{total:,} parameters, {total - max_parameters:,} more than the {max_parameters:,} that are allowed. "
-            f"Most of them, {layers[largest]:,}, are in {largest}."
+            f"Most of them, {layers[largest]:,}, are in {largest}; the bars show all layers."
         )
+        plot_layers(model)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if linear and not fully_connected:
         problems.append(
             f"This task allows no fully connected layers, and there is one: {', '.join(linear)}. A 1 × 1 convolution "
             "and an average over the places (notebook 2) do its work."
         )
-    model.to(data.test_images.device)
-    images = data.test_images[:8]
-    try:
-        logits = predict(model, images)
-        again, alone = predict(model, images), torch.cat([predict(model, images[:1]), predict(model, images[1:])])
-    except Exception as error:  # whatever a layer raises on images that do not fit it
-        shape = tuple(images.shape)
-        problems.append(
-            f"Given images of shape {shape}, it stops with {type(error).__name__}: {error}. Follow the shape from "
-            "layer to layer: each layer must take what the one before it returns."
+    if not isinstance(logits, torch.Tensor):
+        return [*problems, f"forward returns {type(logits).__name__}, and should return the scores: is there a return?"]
+    if logits.shape != (8, 10):
+        average = " Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if logits.dim() == 4 else ""
+        problem = (
+            f"For 8 images it returns shape {tuple(logits.shape)}, and should return (8, 10): one score per digit."
         )
-        return problems
-    if not isinstance(logits, torch.Tensor) or logits.shape != (8, 10):
-        found = tuple(logits.shape)
-        problems.append(
-            f"For 8 images it returns shape {found}, and should return (8, 10): one score per digit. "
-            + ("Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if len(found) == 4 else "")
-        )
-        return problems
+        return [*problems, problem + average]
     if not logits.isfinite().all():
-        problems.append("Before any training it returns NaN or infinity: is there a division, a root or a logarithm?")
-        return problems
+        return [
+            *problems,
+            "Before any training it returns NaN or infinity: is there a division, a root or a logarithm?",
+        ]
     if (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3:
         problems.append(
             "It returns probabilities (they add up to 1). Leave the softmax out: the loss, cross_entropy, has its own, "
             "and with two of them it learns slowly."
         )
-    if not torch.equal(logits, again):
+    logits, again = predict(model, images), predict(model, images)
+    alone = predict(model, images[:1])
+    if alone.shape != (1, 10):
+        problems.append(
+            f"For a single image it returns shape {tuple(alone.shape)} instead of (1, 10): squeeze, perhaps?"
+        )
+    elif not torch.equal(logits, again):
         problems.append(
             "In evaluation mode the same images give other scores the second time. F.dropout needs "
             "training=self.training; nn.Dropout knows by itself."
         )
-    elif not torch.allclose(logits, alone, rtol=1e-3, atol=1e-3):
+    elif not torch.allclose(logits[:1], alone, rtol=1e-3, atol=1e-3):
         problems.append(
             "In evaluation mode the scores of an image depend on the other images of the batch. Is there a BatchNorm "
             "without running statistics, or a mean over the first dimension?"
@@ -1293,11 +1374,17 @@ def _problems_of_recipe(settings: dict, data: Data, max_epochs: int) -> list[str
         return [f"recipe returns {type(settings).__name__}, and should return a dict of arguments for fit."]
     if missing := [key for key in ("optimizer", "epochs", "batch_size") if key not in settings]:
         return [f"The dict that recipe returns lacks {', '.join(missing)}."]
+    if given := [key for key in ("model", "data", "name", "seed", "checkpoint") if key in settings]:
+        return [f"Leave {', '.join(given)} out of the dict that recipe returns: the grader decides about it."]
     problems = []
+    for key in ("epochs", "batch_size"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            return [f"{key} is {settings[key]!r}, and should be a whole number, 1 or more."]
     if settings["epochs"] > max_epochs:
         problems.append(f"{settings['epochs']} epochs; at most {max_epochs} are allowed.")
     steps = settings["epochs"] * math.ceil(len(data.train_labels) / settings["batch_size"])
-    planned = getattr(settings.get("scheduler"), "total_steps", steps)
+    scheduler = settings.get("scheduler")
+    planned = getattr(scheduler, "total_steps", getattr(scheduler, "T_max", steps))
     if planned != steps:
         problems.append(
             f"The scheduler is made for {planned:,} steps, but it is stepped after every batch, {steps:,} times: "
@@ -1308,7 +1395,8 @@ def _problems_of_recipe(settings: dict, data: Data, max_epochs: int) -> list[str
 
 def _problems_of_data(data: Data) -> list[str]:
     """Return, in plain words, whether other images are used than those of ``load_mnist``."""
-    genuine = load_mnist(validation=data.evaluated_on == "validation", device="cpu")
+    root = "digits" if data.name == "digits" else None
+    genuine = load_mnist(root, validation=data.evaluated_on == "validation", device="cpu")
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     changed = [part for part in parts if not torch.equal(getattr(data, part).cpu(), getattr(genuine, part))]
     if not changed:
@@ -1341,9 +1429,11 @@ def _advice(run: dict, accuracy: float, last: int) -> str:
 
 
 def _parameters_by_layer(model: nn.Module) -> dict[str, int]:
-    """Return the number of parameters of every layer that has some of its own."""
-    counts = {}
+    """Return the number of parameters of every layer that has some of its own; shared ones count once."""
+    counts, seen = {}, set()
     for name, module in model.named_modules():
-        if count := sum(p.numel() for p in module.parameters(recurse=False)):
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        if count := sum(p.numel() for p in own):
             counts[f"{name} ({type(module).__name__})" if name else type(module).__name__] = count
     return counts

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_study import first_of
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 import utils
 from utils import ROOT, Data, fit, grade, load_run, plot_layers, plot_networks
@@ -45,7 +45,11 @@ def recipe(model, train_count, epochs=4, batch_size=10, peak=0.05):
 def few(digits, monkeypatch) -> Data:
     """250 digits, which load_mnist returns too, under the name of MNIST (check_target claims nothing of others)."""
     few = replace(first_of(digits), name="MNIST")
-    monkeypatch.setattr(utils, "load_mnist", lambda **_: few)
+
+    def load_mnist(root, *, validation, device):
+        return replace(few, evaluated_on="validation", test_images=few.train_images) if validation else few
+
+    monkeypatch.setattr(utils, "load_mnist", load_mnist)
     return few
 
 
@@ -55,6 +59,11 @@ def test_a_valid_submission_is_trained_and_passes(few, capsys):
     assert "Not yet" not in out and "False" not in out and out.count(": True") == 3
     assert run["parameters"] == sum(p.numel() for p in model.parameters()) < 7_999
     assert len(run["history"]["test_accuracy"]) == 4
+
+
+def test_the_seed_makes_the_weights_and_the_training(few):
+    one, again, other = (grade(Good, recipe, few, **TASK, seed=seed)[0]["history"] for seed in (1, 1, 2))
+    assert one == again != other
 
 
 class TooLarge(Good):
@@ -103,6 +112,22 @@ class PlainList(Good):
         self.blocks = [nn.Conv2d(16, 16, 1), nn.ReLU()]
 
 
+class NestedList(Good):
+    def __init__(self):
+        super().__init__()
+        self.blocks = {"first": [[nn.Conv2d(16, 16, 1)], []]}
+
+
+class ForgottenReturn(Good):
+    def forward(self, images):
+        super().forward(images)
+
+
+class Squeezed(Good):
+    def forward(self, images):
+        return super().forward(images).squeeze()
+
+
 class WrongChannels(Good):
     def __init__(self):
         super().__init__()
@@ -144,7 +169,14 @@ def one_logit(images):
         (Softmax, ["add up to 1", "Leave the softmax out"]),
         (DropoutInTheTest, ["other scores the second time", "training=self.training"]),
         (PlainList, ["self.blocks keeps layers in a plain list", "nn.ModuleList"]),
-        (WrongChannels, ["images of shape (8, 1, 28, 28)", "RuntimeError", "from layer to layer"]),
+        (NestedList, ["self.blocks keeps layers in a plain dict"]),
+        (ForgottenReturn, ["returns NoneType", "is there a return?"]),
+        (Squeezed, ["For a single image it returns shape (10,)"]),
+        (Good(), ["the class itself, without brackets"]),
+        (
+            WrongChannels,
+            ["in your line: return self.head", "images of shape (8, 1, 28, 28)", "RuntimeError", "from layer to layer"],
+        ),
         (OwnStatistics, ["depend on the other images"]),
         (NotANumber, ["NaN or infinity"]),
         (ForgottenSuper, ["AttributeError", "__init__() call"]),
@@ -172,9 +204,29 @@ def schedule_in_epochs(model, train_count):
     return settings | {"scheduler": OneCycleLR(optimizer, max_lr=0.1, total_steps=settings["epochs"])}
 
 
+def schedule_of_a_cosine_in_epochs(model, train_count):
+    settings = recipe(model, train_count)
+    return settings | {"scheduler": CosineAnnealingLR(settings["optimizer"], T_max=settings["epochs"])}
+
+
+def one_layer_more(model, train_count):
+    model.head = nn.Sequential(model.head, nn.Conv2d(10, 10, 1))
+    return recipe(model, train_count)
+
+
+def wrong_key(model, train_count):
+    return {"rate": 0.1}["lr"]
+
+
 @pytest.mark.parametrize(
     "recipe, complaint",
     [
+        (schedule_of_a_cosine_in_epochs, "made for 4 steps, but it is stepped after every batch, 100 times"),
+        (one_layer_more, "recipe adds or removes layers"),
+        (wrong_key, 'KeyError: \'lr\' (in your line: return {"rate": 0.1}["lr"])'),
+        (lambda model, count: recipe(model, count) | {"epochs": 0}, "epochs is 0, and should be a whole number"),
+        (lambda model, count: recipe(model, count) | {"batch_size": 10.0}, "batch_size is 10.0"),
+        (lambda model, count: recipe(model, count) | {"checkpoint": True, "seed": 1}, "Leave seed, checkpoint out"),
         (lambda model, count: recipe(model, count, epochs=6), "6 epochs; at most 5 are allowed"),
         (for_another_model, "optimizer over this model's parameters"),
         (schedule_in_epochs, "made for 4 steps, but it is stepped after every batch, 100 times"),
@@ -204,11 +256,55 @@ def test_training_on_the_test_images_is_seen(few, capsys):
     assert "test_images, test_labels changed." in capsys.readouterr().out
 
 
+def test_weights_that_were_trained_before_are_seen(few, capsys):
+    """Be it by another run, or on the test images, by a recipe that trains itself."""
+    trained = Good()
+    fit(trained, few, name="before", seed=0, **recipe(trained, 250, epochs=20))
+    capsys.readouterr()
+    assert grade(lambda: trained, recipe, few, **TASK) is None
+    assert "before the training has begun" in capsys.readouterr().out
+
+    def learns_by_heart(model, train_count):
+        cheating = replace(few, train_images=few.test_images, train_labels=few.test_labels)
+        fit(model, cheating, name="cheating", seed=0, **recipe(model, len(few.test_labels), epochs=20))
+        return recipe(model, train_count)
+
+    assert grade(Good, learns_by_heart, few, **TASK) is None
+    assert "% of the test images before the training has begun" in capsys.readouterr().out
+
+
+def test_shared_weights_count_once(few):
+    class Shared(Good):
+        def __init__(self):
+            super().__init__()
+            self.twice = nn.Conv2d(16, 16, 3, padding=1)
+            self.again = nn.Conv2d(16, 16, 3, padding=1)
+            self.again.weight = self.twice.weight
+
+        def forward(self, images):
+            return self.head(self.again(self.twice(self.features(images)))).mean((2, 3))
+
+    total = sum(p.numel() for p in Shared().parameters())
+    assert sum(utils._parameters_by_layer(Shared()).values()) == total
+    assert grade(Shared, recipe, few, **(TASK | {"max_parameters": total}))[0]["parameters"] == total
+
+
+def test_validation_images_may_be_used(few):
+    validation = replace(few, evaluated_on="validation", test_images=few.train_images)
+    assert not utils._problems_of_data(validation) and utils._problems_of_data(replace(few, evaluated_on="validation"))
+
+
+def test_no_advice_where_nothing_is_claimed(few, capsys):
+    grade(Good, lambda model, count: recipe(model, count, epochs=1), few, **TASK)
+    out = capsys.readouterr().out
+    assert "only 1 epochs were trained" in out and "may help" not in out and "calmer" not in out
+
+
 def test_the_courses_digits_are_not_complained_about(digits, place):
     assert not utils._problems_of_data(digits)
 
 
-def test_mnist_holds_no_test_image_twice(mnist):
+def test_no_test_image_of_mnist_is_a_training_image(mnist):
     assert not utils._problems_of_data(mnist)
     tests = {image.numpy().tobytes() for image in mnist.test_images.cpu()}
     assert not any(image.numpy().tobytes() in tests for image in mnist.train_images.cpu())
@@ -241,8 +337,19 @@ def test_the_pictures(few):
     ]  # fmt: skip
     model = Good()
     mine = fit(model, few, name="mine", seed=0, **recipe(model, 250))
-    plot_networks({"Net8k": [load_run(f"target-8k-seed{seed}") for seed in range(3)]}, yours=[mine], last=1)
-    assert {text.get_text() for text in plt.gcf().legends[0].texts} == {"Net8k (3 seeds)", "mine"}
+    dots = [load_run(f"target-8k-seed{seed}") for seed in range(3)]
+    plot_networks({"Net8k": dots}, yours=[mine | {"parameters": 300, "data": "digits"}], last=1, target=98.5)
+    [axis] = plt.gcf().axes
+    labels = {text.get_text() for text in plt.gcf().legends[0].texts}
+    assert labels == {"Net8k (3 seeds)", "mine (digits)", "target 98.5 %"}
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines]
+    assert (300, mine["history"]["test_accuracy"][-1]) in points and axis.get_xlim()[0] < 300
+    assert (697, 99.03) in points and (215_194, 99.04) in points
+    mean = sum(utils.mean_accuracy(run) for run in dots) / 3
+    assert any(x == 7_568 and y == pytest.approx(mean) for x, y in points) and len(axis.containers) == 1
+    for wrong in ({}, {"none": []}, {str(number): dots for number in range(6)}):
+        with pytest.raises(ValueError, match="one to 5 networks"):
+            plot_networks(wrong)
     plt.close("all")
 
 

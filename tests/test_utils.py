@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from test_study import first_of
 
 import utils
@@ -657,12 +657,33 @@ def test_mnist_images_stay_nearly_as_they_are(mnist):
     assert (again - originals).abs().mean() < 1
 
 
-def a_seven(mode="L"):
+def a_seven(mode="L", width=7, scale=1):
     """A 7 in black on white, 60 pixels wide and 100 high."""
-    image = Image.new("L", (60, 100), 255)
+    image = Image.new("L", (60 * scale, 100 * scale), 255)
     drawing = ImageDraw.Draw(image)
-    drawing.line([(10, 20), (50, 20), (25, 85)], fill=0, width=7)
+    drawing.line([(10 * scale, 20 * scale), (50 * scale, 20 * scale), (25 * scale, 85 * scale)], fill=0, width=width)
     return image.convert(mode)
+
+
+@pytest.mark.parametrize("width", [1, 3, 10, 40])
+def test_thin_strokes_do_not_fade(reader, width):
+    seven = utils.read_image(a_seven(width=width, scale=10))
+    assert seven.max() == 255 and predict(reader, seven).argmax(1).item() == 7
+
+
+def test_a_picture_keeps_its_range_and_loses_its_specks(reader):
+    seven = np.asarray(a_seven()).astype(np.int32)
+    deep = Image.fromarray((40_000 + 80 * seven).astype(np.uint16))  # 16 bits, all of them above 255
+    assert torch.equal(utils.read_image(deep), utils.read_image(a_seven()))
+    seven[2, 2] -= 8  # 3 % of the ink, far from the digit
+    assert torch.equal(utils.read_image(seven), utils.read_image(a_seven()))
+
+
+def test_the_ink_stays_inside_when_its_mass_is_at_one_side():
+    shape = np.zeros((28, 28))
+    shape[4:24, 4], shape[22:24, 4:24] = 20, 255
+    image = utils.read_image(shape)[0, 0]
+    assert image[0].max() > 0 and image[19].max() > 200 and (image > 0).sum() == 20 + 2 * 20 - 2
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
@@ -681,10 +702,15 @@ def test_a_transparent_ground_and_a_turned_photograph(reader, tmp_path):
     transparent = Image.new("RGBA", ink.size, (0, 0, 0, 0))
     transparent.putalpha(ink)
     assert predict(reader, utils.read_image(transparent)).argmax(1).item() == 7
+    assert predict(reader, utils.read_image(np.asarray(transparent))).argmax(1).item() == 7
+    white = Image.new("RGBA", ink.size, (255, 255, 255, 0))
+    white.putalpha(ink)
+    assert predict(reader, utils.read_image(white)).argmax(1).item() == 7
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it turned back, clockwise
     a_seven().rotate(90, expand=True).save(tmp_path / "phone.jpg", exif=exif)
-    assert predict(reader, utils.read_image(tmp_path / "phone.jpg")).argmax(1).item() == 7
+    for phone in (tmp_path / "phone.jpg", Image.open(tmp_path / "phone.jpg")):
+        assert predict(reader, utils.read_image(phone)).argmax(1).item() == 7
 
 
 def cut_off(tmp_path):
@@ -704,15 +730,21 @@ def a_text(tmp_path):
     "image, error, complaint",
     [
         (lambda _: "no-such.png", FileNotFoundError, "no-such.png"),
-        (a_text, ValueError, "text.png is not a picture"),
-        (cut_off, ValueError, "cut.png cannot be read to its end"),
+        (a_text, ValueError, "text.png cannot be read as a picture"),
+        (cut_off, ValueError, "cut.png cannot be read as a picture"),
         (lambda _: np.zeros((28, 28)), ValueError, "one colour everywhere"),
         (lambda _: Image.new("RGB", (9, 9), "white"), ValueError, "one colour everywhere"),
         (lambda _: np.random.default_rng(0).random((28, 28)), ValueError, "even ground"),
+        (lambda _: np.random.default_rng(0).normal(size=(100, 100)), ValueError, "even ground"),
+        (lambda _: ImageOps.expand(a_seven(), 20, fill=30), ValueError, "is there a frame"),
+        (lambda _: np.eye(1, 28), ValueError, "nearly all ink"),
+        (lambda _: Image.new("L", (0, 5)), ValueError, "finite numbers, got none"),
+        (lambda tmp_path: tmp_path, FileNotFoundError, "no such file"),
+        (lambda _: np.zeros((28, 28, 4)), ValueError, "float64 of shape"),
         (lambda _: np.full((28, 28), np.nan), ValueError, "NaN"),
-        (lambda _: np.zeros((5, 1, 28, 28)), ValueError, r"got \(5, 1, 28, 28\)"),
-        (lambda _: np.zeros((28, 28, 2)), ValueError, r"got \(28, 28, 2\)"),
-        (lambda _: np.zeros((0, 28)), ValueError, r"got \(0, 28\)"),
+        (lambda _: np.zeros((5, 1, 28, 28)), ValueError, r"of shape \(5, 1, 28, 28\)"),
+        (lambda _: np.zeros((28, 28, 2)), ValueError, r"of shape \(28, 28, 2\)"),
+        (lambda _: np.zeros((0, 28)), ValueError, r"of shape \(0, 28\)"),
         (lambda _: np.array([["a"]]), ValueError, "array of numbers"),
         (lambda _: None, ValueError, "array of numbers"),
     ],
