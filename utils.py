@@ -275,23 +275,20 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> t
 
     Source: the steps that LeCun and others (1998) describe for MNIST.
     """
-    if isinstance(image, (str, Path)):
-        if not Path(image).is_file():
-            raise FileNotFoundError(f"no such file: {image}")
+    if isinstance(image, (str, Path)) and not Path(image).is_file():
+        raise FileNotFoundError(f"no such file: {image}")
+    if isinstance(image, (str, Path, Image.Image)):
         try:
-            with Image.open(image) as file:
-                pixels = _grey(file)
+            with contextlib.nullcontext(image) if isinstance(image, Image.Image) else Image.open(image) as opened:
+                pixels = _grey(opened)
         except Exception as error:  # on damaged files Pillow raises whatever it stumbles over
             raise ValueError(
                 f"{image} cannot be read as a picture ({error}): expected a whole PNG, JPEG or the like"
             ) from error
-    elif isinstance(image, Image.Image):
-        pixels = _grey(image)
     else:
         if isinstance(image, torch.Tensor):
-            image = (
-                image.detach().cpu().to_dense().double().numpy() if image.dtype != torch.uint8 else image.cpu().numpy()
-            )
+            image = image.detach().cpu().to_dense()
+            image = image.numpy() if image.dtype == torch.uint8 else image.double().numpy()
         pixels = np.asarray(image)
         if pixels.dtype.kind not in "buif":
             raise ValueError(f"expected an array of numbers, got one of {pixels.dtype}")

@@ -732,6 +732,7 @@ def a_text(tmp_path):
         (lambda _: "no-such.png", FileNotFoundError, "no-such.png"),
         (a_text, ValueError, "text.png cannot be read as a picture"),
         (cut_off, ValueError, "cut.png cannot be read as a picture"),
+        (lambda tmp_path: Image.open(cut_off(tmp_path)), ValueError, "cannot be read as a picture"),
         (lambda _: np.zeros((28, 28)), ValueError, "one colour everywhere"),
         (lambda _: Image.new("RGB", (9, 9), "white"), ValueError, "one colour everywhere"),
         (lambda _: np.random.default_rng(0).random((28, 28)), ValueError, "even ground"),
