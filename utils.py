@@ -1297,9 +1297,8 @@ def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, full
                 )
     model.to(data.test_images.device)
     images = data.test_images[:250]
-    mode = model.training
+    model.eval()  # fit turns the training mode on again
     try:
-        model.eval()
         with torch.no_grad():
             logits = model(normalize(images[:8]))
     except Exception as error:  # whatever a layer raises on images that do not fit it
@@ -1308,8 +1307,6 @@ def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, full
             "layer to layer: each layer must take what the one before it returns."
         )
         return problems
-    finally:
-        model.train(mode)
     # Counted only now: some layers find their size with the first images.
     total = sum(p.numel() for p in model.parameters())
     if total == 0 and not problems:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "https://github.com/"
-IN_COLAB = "github/{}"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FORM = r"https://github\.com/[\w.-]+/[\w.-]*\w"
 
 
@@ -22,20 +22,20 @@ def address() -> str:
 
 def badge(path: Path) -> str:
     """Return the badge, in Markdown, that opens a notebook in Colab."""
-    link = f"https://colab.research.google.com/{IN_COLAB.format(address().removeprefix(HOST))}/blob/main/notebooks/{path.name}"
+    name = address().removeprefix(HOST)
+    link = f"https://colab.research.google.com/github/{name}/blob/main/notebooks/{path.name}"
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
 
 
 def copies() -> list[Path]:
     """Return the files that hold the address or a part of it."""
-    return [ROOT / "pyproject.toml", ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    return [ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS]
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not re.fullmatch(FORM, sys.argv[1]):
         sys.exit("usage: python tests/address.py https://github.com/NAME/REPOSITORY")
-    old, new = address(), sys.argv[1]
+    old, new = (of.removeprefix(HOST) for of in (address(), sys.argv[1]))
     for path in copies():
-        text = path.read_text(encoding="utf-8").replace(old, new)
-        text = text.replace(*(IN_COLAB.format(of.removeprefix(HOST)) for of in (old, new)))
-        path.write_text(text, encoding="utf-8", newline="\n")
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(old, new), encoding="utf-8", newline="\n")

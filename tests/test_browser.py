@@ -12,8 +12,7 @@ import time
 import urllib.request
 
 import pytest
-
-from utils import ROOT
+from address import NOTEBOOKS, ROOT
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -106,7 +105,7 @@ RUN = """
 """
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_opens_and_its_first_cells_run(lab, browser, path):
     browser.get(f"{lab}/lab/tree/notebooks/{path.name}?token=course&reset")
     wait_for(lambda: browser.execute_script(OPEN % path.name), f"{path.name} and its kernel")

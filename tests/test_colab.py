@@ -12,11 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from address import address
-
-from utils import ROOT
-
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+from address import NOTEBOOKS, ROOT, address
 
 # Runs the first cell as often as it is told to, and then the next one; notes what is started, and lets only git run.
 COLAB = """

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import readme
 import torch
-from address import FORM, ROOT, address, badge, copies
+from address import FORM, NOTEBOOKS, ROOT, address, badge, copies
 from PIL import Image
 
 from model import Net8k
@@ -26,7 +26,7 @@ def test_one_address_everywhere():
 def test_every_notebook_has_its_badge():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     links = set()
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in NOTEBOOKS:
         first = nbformat.read(path, as_version=4).cells[0].source
         assert first.splitlines()[2] == badge(path) and readme.count(badge(path)) == 1
         links.add(badge(path))
