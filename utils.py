@@ -6,6 +6,7 @@ Pixel values run from 0 (background) to 255 (ink) until ``normalize``; accuracie
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import io
@@ -852,8 +853,9 @@ def load_weights(model: nn.Module, name: str) -> nn.Module:
 def _result(name: str, suffix: str) -> Path:
     path = RESULTS / f"{name}{suffix}"
     if not path.is_file():
-        saved = ", ".join(sorted(file.stem for file in RESULTS.glob(f"*{suffix}"))) or "none"
-        raise FileNotFoundError(f"no saved run {name!r}; saved are: {saved}")
+        saved = [file.stem for file in RESULTS.glob(f"*{suffix}")]
+        closest = ", ".join(difflib.get_close_matches(name, saved, n=5, cutoff=0)) or "none at all"
+        raise FileNotFoundError(f"no saved run {name!r} among the {len(saved)} in {RESULTS}; the closest: {closest}")
     return path
 
 

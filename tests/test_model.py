@@ -1,6 +1,7 @@
 """The networks: their layer tables, row for row, and what they accept."""
 
 import copy
+import itertools
 import re
 
 import nbformat
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torchsummary import summary
 
-from model import ConvLeNet, LeNet5, Net8k, Net20k, NetFast, Skeleton
+from model import ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetTiny, Skeleton
 from utils import ROOT
 
-NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast]
+NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast, NetTiny]
 
 # Type, output shape (without the batch) and parameters, as the assignments print them.
 NET20K_ROWS = [
@@ -70,7 +71,14 @@ def test_layer_table_is_the_assignments(network, rows, count, parameters, megaby
 
 
 @pytest.mark.parametrize(
-    "network, parameters", [(LeNet5, 61_706), (ConvLeNet, 2_742), (Skeleton, 15_962), (NetFast, 18_010)]
+    "network, parameters",
+    [
+        (LeNet5, 61_706),
+        (ConvLeNet, 2_742),
+        (Skeleton, 15_962),
+        (NetFast, 18_010),
+        (NetTiny, 2_946),
+    ],
 )
 def test_parameter_counts_of_the_docstrings(network, parameters):
     assert sum(p.numel() for p in network().parameters()) == parameters
@@ -113,14 +121,13 @@ def fields():
 
 @pytest.mark.parametrize(
     "network, size",
-    [(LeNet5, 16), (ConvLeNet, 16), (Skeleton, 18), (Net20k, 58), (Net8k, 20), (NetFast, 25)],
+    [(LeNet5, 16), (ConvLeNet, 16), (Skeleton, 18), (Net20k, 58), (Net8k, 20), (NetFast, 25), (NetTiny, 22)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_receptive_field_of_the_docstrings(network, size, fields):
     """Computed from the layers, and measured by gradients, after every layer that widens it."""
-    layers = list(network().layers)
-    if isinstance(layers[-1], torch.nn.AvgPool2d):
-        layers.pop()  # it takes the mean of the scores
+    # Up to the average over all places: each of them has a field of its own
+    layers = list(itertools.takewhile(lambda layer: not isinstance(layer, torch.nn.AvgPool2d), network().layers))
     computed = fields["receptive_fields"](layers)
     windows = [index for index, layer in enumerate(layers) if isinstance(layer, fields["SPATIAL"])]
     assert [side for _, side, _ in computed] == [fields["measured_field"](layers[: i + 1]) for i in windows]

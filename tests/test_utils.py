@@ -601,8 +601,8 @@ def test_missing_and_broken_records_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "RESULTS", tmp_path)
     (tmp_path / "half.json").write_text('{"name": "half", "hist')
     (tmp_path / "other.json").write_text("[1, 2]")
-    with pytest.raises(FileNotFoundError, match=r"no saved run 'none'; saved are: half, other"):
-        utils.load_run("none")
+    with pytest.raises(FileNotFoundError, match=r"no saved run 'othr' among the 2 in .*; the closest: other, half"):
+        utils.load_run("othr")
     for name in ("half", "other"):
         with pytest.raises(ValueError, match=rf"{name}.json is not the record of a run"):
             utils.load_run(name)
