@@ -10,7 +10,7 @@ import sys
 import nbformat
 import pytest
 
-from model import Net8k, Net20k
+from model import Net8k, Net20k, NetTiny
 from utils import RESULTS, ROOT, check_target, evaluate, load_run, load_weights
 
 NAMES = [
@@ -25,6 +25,7 @@ NAMES = [
     "09_evidence",
     "10_mistakes",
     "11_your_turn",
+    "12_frontier",
 ]
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]
 HEADINGS = ["Target", "Set-up", "What changes and why", "Run", "Curves", "Result", "Analysis", "Next"]
@@ -128,14 +129,19 @@ def test_saved_runs_are_whole(path):
 
 
 @pytest.mark.parametrize(
-    "network, name, most, epochs", [(Net20k, "target-20k", 19_999, 19), (Net8k, "target-8k", 7_999, 15)]
+    "network, name, most, epochs, accuracy",
+    [
+        (Net20k, "target-20k", 19_999, 19, 99.4),
+        (Net8k, "target-8k", 7_999, 15, 99.4),
+        (NetTiny, "tiny", 3_000, 15, 99.2),  # it reaches 99.4 in the mean of its seeds
+    ],
 )
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
-def test_committed_weights_have_the_accuracy_of_their_record(mnist, network, name, most, epochs, seed):
+def test_committed_weights_have_the_accuracy_of_their_record(mnist, network, name, most, epochs, accuracy, seed):
     run = load_run(f"{name}-seed{seed}")
     assert run["seed"] == seed and run["evaluated_on"] == "test"
     assert run["study"] == name
-    assert check_target(run, max_parameters=most, max_epochs=epochs, accuracy=99.4, last=5)
+    assert check_target(run, max_parameters=most, max_epochs=epochs, accuracy=accuracy, last=5)
     model = load_weights(network(), run["name"])
     assert sum(p.numel() for p in model.parameters()) == run["parameters"]
     _, correct = evaluate(model, mnist.test_images, mnist.test_labels)
