@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 
 from model import Net8k, Net20k, NetTiny
-from utils import RESULTS, ROOT, check_target, evaluate, load_run, load_weights
+from utils import RESULTS, ROOT, check_target, evaluate, load_run, load_weights, mean_accuracy
 
 NAMES = [
     "01_baseline",
@@ -133,7 +134,7 @@ def test_saved_runs_are_whole(path):
     [
         (Net20k, "target-20k", 19_999, 19, 99.4),
         (Net8k, "target-8k", 7_999, 15, 99.4),
-        (NetTiny, "tiny", 3_000, 15, 99.2),  # it reaches 99.4 in the mean of its seeds
+        (NetTiny, "tiny", 3_000, 15, 99.3),  # it reaches 99.4 in the mean of its seeds
     ],
 )
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
@@ -147,6 +148,11 @@ def test_committed_weights_have_the_accuracy_of_their_record(mnist, network, nam
     _, correct = evaluate(model, mnist.test_images, mnist.test_labels)
     # Another processor rounds differently: an image or two on the border may change sides.
     assert abs(correct - round(100 * run["history"]["test_accuracy"][-1])) <= 2
+
+
+def test_ten_seeds_of_net_tiny_reach_their_target():
+    runs = [load_run(f"tiny-seed{seed}") for seed in range(10)]
+    assert np.mean([mean_accuracy(run, last=5) for run in runs]) >= 99.4
 
 
 def test_the_weights_of_another_run_would_be_noticed(mnist):
