@@ -33,8 +33,9 @@ def results() -> str:
     for budget, name in (("under 20,000", "target-20k"), ("under 8,000", "target-8k")):
         log = load_run(name.replace("target", "assignment"))
         lines += [row(budget, f"`{log['model']}`", seeds(name)), row("", "the assignment's own log", [log])]
-    tiny = seeds("tiny")
-    lines.append(row("at most 3,000", f"`{tiny[0]['model']}`", tiny))
+    for budget, name in (("", "best-8k"), ("at most 3,000", "tiny")):
+        runs = seeds(name)
+        lines.append(row(budget, f"`{runs[0]['model']}`", runs))
     return "\n".join(lines) + "\n"
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torchsummary import summary
 
-from model import ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetTiny, Skeleton
+from model import Best8k, ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetTiny, Skeleton
 from utils import ROOT
 
-NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast, NetTiny]
+NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast, NetTiny, Best8k]
 
 # Type, output shape (without the batch) and parameters, as the assignments print them.
 NET20K_ROWS = [
@@ -78,6 +78,7 @@ def test_layer_table_is_the_assignments(network, rows, count, parameters, megaby
         (Skeleton, 15_962),
         (NetFast, 18_010),
         (NetTiny, 2_946),
+        (Best8k, 7_918),
     ],
 )
 def test_parameter_counts_of_the_docstrings(network, parameters):
@@ -121,7 +122,16 @@ def fields():
 
 @pytest.mark.parametrize(
     "network, size",
-    [(LeNet5, 16), (ConvLeNet, 16), (Skeleton, 18), (Net20k, 58), (Net8k, 20), (NetFast, 25), (NetTiny, 22)],
+    [
+        (LeNet5, 16),
+        (ConvLeNet, 16),
+        (Skeleton, 18),
+        (Net20k, 58),
+        (Net8k, 20),
+        (NetFast, 25),
+        (NetTiny, 22),
+        (Best8k, 22),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_receptive_field_of_the_docstrings(network, size, fields):

@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from model import Net8k, Net20k, NetTiny
+from model import Best8k, Net8k, Net20k, NetTiny
 from utils import RESULTS, ROOT, check_target, evaluate, load_run, load_weights, mean_accuracy
 
 NAMES = [
@@ -134,6 +134,7 @@ def test_saved_runs_are_whole(path):
     [
         (Net20k, "target-20k", 19_999, 19, 99.4),
         (Net8k, "target-8k", 7_999, 15, 99.4),
+        (Best8k, "best-8k", 7_999, 15, 99.4),
         (NetTiny, "tiny", 3_000, 15, 99.3),  # it reaches 99.4 in the mean of its seeds
     ],
 )
