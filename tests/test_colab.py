@@ -78,11 +78,8 @@ def in_colab(folder: Path, notebook: Path, environment: dict, times: int = 1) ->
     return json.loads((folder / "answer.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "notebook",
-    [pytest.param(path, marks=[] if "target_8k" in path.stem else pytest.mark.slow) for path in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path, notebook):
     first = in_colab(tmp_path, notebook, served)
     clone = tmp_path / Path(address()).name

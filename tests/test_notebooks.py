@@ -162,6 +162,7 @@ def test_the_weights_of_another_run_would_be_noticed(mnist):
     assert abs(correct / 100 - load_run("target-8k-seed0")["history"]["test_accuracy"][-1]) > 50
 
 
+@pytest.mark.slow
 def test_a_falsified_claim_fails_under_nbval(tmp_path):
     """The claim of notebook 7 on its saved run: as committed it passes, with a falsified output or target it fails."""
     source = nbformat.read(PATHS[NAMES.index("07_target_8k")], as_version=4)

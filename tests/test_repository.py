@@ -102,6 +102,7 @@ def test_the_benchmark_counts_only_what_is_held():
     assert sum(p.numel() for p in benchmark.TrainMnistFast().parameters()) == 215_194
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_read_a_digit_and_export_the_network(mnist, tmp_path, monkeypatch, capfd):
     """The code of README.md, as it stands there; ONNX Runtime gives the logits that PyTorch gives."""
     import onnxruntime  # here, because it would take memory from all that runs before

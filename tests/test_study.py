@@ -129,6 +129,7 @@ def test_wrong_runs_are_refused_before_any_is_trained(place, runs, complaint):
         run_study("wrong", None, runs, n_jobs=1)
 
 
+@pytest.mark.slow
 def test_runs_never_share_a_process(place, monkeypatch):
     """Threads would draw each other's random numbers."""
     run_study("one after another", train, RUNS, n_jobs=1)
