@@ -10,6 +10,7 @@ import sys
 import nbformat
 import numpy as np
 import pytest
+from address import NOTEBOOKS
 
 from model import Best8k, Net8k, Net20k, NetTiny
 from utils import RESULTS, ROOT, check_target, evaluate, load_run, load_weights, mean_accuracy
@@ -43,7 +44,7 @@ def printed(cell):
 
 
 def test_the_course_is_complete():
-    assert sorted((ROOT / "notebooks").glob("*.ipynb")) == PATHS
+    assert NOTEBOOKS == PATHS
 
 
 @pytest.fixture(params=PATHS, ids=NAMES)
