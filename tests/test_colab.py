@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from address import NOTEBOOKS, ROOT, address
 
-# Runs the first cell as often as it is told to, and then the next one; notes what is started, and lets only git run.
+# Runs the first cell as often as it is told to, then the others; notes what is started, and lets only git run.
 COLAB = """
 import importlib.util, json, os, subprocess, sys
 import google.colab
@@ -33,7 +33,8 @@ scope = {"__name__": "__main__"}
 for _ in range(times):
     exec(cells[0], scope)
 subprocess.run = run
-exec(cells[1], scope)
+for cell in cells[1:]:
+    exec(cell, {"__name__": "__main__"})
 import matplotlib, model, torch, utils
 files = {module.__name__: module.__file__ for module in (model, utils, torch)}
 json.dump({"started": started, "files": files, "folder": os.getcwd()}, open(answer, "w"))
@@ -68,25 +69,29 @@ def served(tmp_path_factory):
     }
 
 
-def in_colab(folder: Path, notebook: Path, environment: dict, times: int = 1) -> dict:
-    """Run the opening cells in a new process, and return what they started and which files they use."""
-    cells = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
-    (folder / "cells.json").write_text(json.dumps(cells[:2]))
+def in_colab(folder: Path, cells: list[str], environment: dict, times: int = 1) -> dict:
+    """Run the cells, the first ``times`` times, in a new process; return what they started and which files they use."""
+    (folder / "cells.json").write_text(json.dumps(cells))
     command = [sys.executable, "-c", COLAB, "cells.json", str(times), str(folder / "answer.json")]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "answer.json").read_text())
 
 
+def opening_cells(notebook: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"][:2]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path, notebook):
-    first = in_colab(tmp_path, notebook, served)
+def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path):
+    """One process for all notebooks: they share the first cell, and the second one imports what each needs."""
+    [first], imports = ({*cells} for cells in zip(*map(opening_cells, NOTEBOOKS)))
+    answer = in_colab(tmp_path, [first, *sorted(imports)], served)
     clone = tmp_path / Path(address()).name
-    assert Path(first["folder"]) == clone
-    assert first["files"]["utils"] == str(clone / "utils.py") and first["files"]["model"] == str(clone / "model.py")
-    assert Path(first["files"]["torch"]).is_relative_to(Path(sys.prefix))
-    cloned, installed = first["started"]
+    assert Path(answer["folder"]) == clone
+    assert answer["files"]["utils"] == str(clone / "utils.py") and answer["files"]["model"] == str(clone / "model.py")
+    assert Path(answer["files"]["torch"]).is_relative_to(Path(sys.prefix))
+    cloned, installed = answer["started"]
     assert cloned[:2] == ["git", "clone"]
     # Colab's own PyTorch stays: only what is missing is installed, without what it would bring along.
     assert installed[1:4] == ["-m", "pip", "install"] and installed[-1] == "torchsummary" and "--no-deps" in installed
@@ -94,12 +99,12 @@ def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path, notebook):
 
 @pytest.mark.slow
 def test_a_second_run_does_not_clone_again(served, tmp_path):
-    notebook = NOTEBOOKS[0]
-    twice = in_colab(tmp_path, notebook, served, times=2)
+    cells = opening_cells(NOTEBOOKS[0])
+    twice = in_colab(tmp_path, cells, served, times=2)
     assert [command[0] for command in twice["started"]] == ["git", sys.executable]
     edited = tmp_path / Path(address()).name / "utils.py"
     edited.write_text(edited.read_text() + "\nMINE = 1\n")
-    later = in_colab(tmp_path, notebook, served)  # a new session on the same disk
+    later = in_colab(tmp_path, cells, served)  # a new session on the same disk
     assert [command[0] for command in later["started"]] == [sys.executable]
     assert later["files"]["utils"] == str(edited) and "MINE" in edited.read_text()
 
