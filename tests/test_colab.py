@@ -14,11 +14,12 @@ import nbformat
 import pytest
 from address import NOTEBOOKS, ROOT, address
 
-# Runs the first cell as often as it is told to, then the others; notes what is started, and lets only git run.
+# Runs the first cell as often as it is told to, and then the next one of each notebook, as if it alone came after the
+# first; notes what is started, and lets only git run.
 COLAB = """
 import importlib.util, json, os, subprocess, sys
 import google.colab
-cells, times, answer = json.load(open(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+notebooks, times, answer = json.load(open(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
 started, run, find_spec = [], subprocess.run, importlib.util.find_spec
 
 def noted(command, **options):
@@ -31,10 +32,10 @@ subprocess.run = noted
 importlib.util.find_spec = lambda name: None if name == "torchsummary" else find_spec(name)
 scope = {"__name__": "__main__"}
 for _ in range(times):
-    exec(cells[0], scope)
+    exec(notebooks[0]["cells"][0], scope)
 subprocess.run = run
-for cell in cells[1:]:
-    exec(cell, {"__name__": "__main__"})
+for notebook in notebooks:
+    exec(compile(notebook["cells"][1], notebook["name"], "exec"), dict(scope))
 import matplotlib, model, torch, utils
 files = {module.__name__: module.__file__ for module in (model, utils, torch)}
 json.dump({"started": started, "files": files, "folder": os.getcwd()}, open(answer, "w"))
@@ -69,10 +70,11 @@ def served(tmp_path_factory):
     }
 
 
-def in_colab(folder: Path, cells: list[str], environment: dict, times: int = 1) -> dict:
-    """Run the cells, the first ``times`` times, in a new process; return what they started and which files they use."""
-    (folder / "cells.json").write_text(json.dumps(cells))
-    command = [sys.executable, "-c", COLAB, "cells.json", str(times), str(folder / "answer.json")]
+def in_colab(folder: Path, notebooks: list[Path], environment: dict, times: int = 1) -> dict:
+    """Run the opening cells in a new process, and return what they started and which files they use."""
+    opening = [{"name": notebook.name, "cells": opening_cells(notebook)} for notebook in notebooks]
+    (folder / "opening.json").write_text(json.dumps(opening))
+    command = [sys.executable, "-c", COLAB, "opening.json", str(times), str(folder / "answer.json")]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "answer.json").read_text())
@@ -84,9 +86,10 @@ def opening_cells(notebook: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path):
-    """One process for all notebooks: they share the first cell, and the second one imports what each needs."""
-    [first], imports = ({*cells} for cells in zip(*map(opening_cells, NOTEBOOKS)))
-    answer = in_colab(tmp_path, [first, *sorted(imports)], served)
+    """One process for all notebooks: it runs the first cell once, because that is the same in all of them."""
+    first = opening_cells(NOTEBOOKS[0])[0]
+    assert [notebook.name for notebook in NOTEBOOKS if opening_cells(notebook)[0] != first] == []
+    answer = in_colab(tmp_path, NOTEBOOKS, served)
     clone = tmp_path / Path(address()).name
     assert Path(answer["folder"]) == clone
     assert answer["files"]["utils"] == str(clone / "utils.py") and answer["files"]["model"] == str(clone / "model.py")
@@ -99,12 +102,12 @@ def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_run_does_not_clone_again(served, tmp_path):
-    cells = opening_cells(NOTEBOOKS[0])
-    twice = in_colab(tmp_path, cells, served, times=2)
+    notebooks = NOTEBOOKS[:1]
+    twice = in_colab(tmp_path, notebooks, served, times=2)
     assert [command[0] for command in twice["started"]] == ["git", sys.executable]
     edited = tmp_path / Path(address()).name / "utils.py"
     edited.write_text(edited.read_text() + "\nMINE = 1\n")
-    later = in_colab(tmp_path, cells, served)  # a new session on the same disk
+    later = in_colab(tmp_path, notebooks, served)  # a new session on the same disk
     assert [command[0] for command in later["started"]] == [sys.executable]
     assert later["files"]["utils"] == str(edited) and "MINE" in edited.read_text()
 
