@@ -347,8 +347,8 @@ def test_the_pictures(few):
     assert (697, 99.03) in points and (215_194, 99.04) in points
     mean = sum(utils.mean_accuracy(run) for run in dots) / 3
     assert any(x == 7_568 and y == pytest.approx(mean) for x, y in points) and len(axis.containers) == 1
-    for wrong in ({}, {"none": []}, {str(number): dots for number in range(6)}):
-        with pytest.raises(ValueError, match="one to 5 networks"):
+    for wrong in ({}, {"none": []}, {str(number): dots for number in range(7)}):
+        with pytest.raises(ValueError, match="one to 6 networks"):
             plot_networks(wrong)
     plt.close("all")
 

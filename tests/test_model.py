@@ -10,10 +10,10 @@ import pytest
 import torch
 from torchsummary import summary
 
-from model import Best8k, ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetTiny, Skeleton
+from model import Best8k, Best20k, ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetTiny, Skeleton
 from utils import ROOT
 
-NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast, NetTiny, Best8k]
+NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast, NetTiny, Best8k, Best20k]
 
 # Type, output shape (without the batch) and parameters, as the assignments print them.
 NET20K_ROWS = [
@@ -79,6 +79,7 @@ def test_layer_table_is_the_assignments(network, rows, count, parameters, megaby
         (NetFast, 18_010),
         (NetTiny, 2_946),
         (Best8k, 7_918),
+        (Best20k, 19_098),
     ],
 )
 def test_parameter_counts_of_the_docstrings(network, parameters):
@@ -91,6 +92,16 @@ def test_skeleton_options_add_what_they_say():
     assert layers.count("BatchNorm2d") == layers.count("Dropout2d") == 5
     assert sum(p.numel() for p in Skeleton(batch_norm=True).parameters()) == 16_166
     assert {layer.p for layer in Net20k(dropout=0.2).layers if isinstance(layer, torch.nn.Dropout2d)} == {0.2}
+
+
+def test_blocks_that_share_have_the_same_filters():
+    model = NetTiny((16, 28, 28, 28, 28), shared=True)
+    assert sum(p.numel() for p in model.parameters()) == 2_574 and "2,574 parameters" in NetTiny.__doc__
+    assert model.layers[8] is model.layers[12] is model.layers[16]
+    assert model.layers[9] is model.layers[13] is model.layers[17]
+    assert len({id(model.layers[place]) for place in (10, 14, 18)}) == 3  # a BatchNorm for each
+    with pytest.raises(ValueError, match=r"the same.*\(16, 16, 20, 20, 24\)"):
+        NetTiny(shared=True)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -131,6 +142,7 @@ def fields():
         (NetFast, 25),
         (NetTiny, 22),
         (Best8k, 22),
+        (Best20k, 22),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
 import nbformat
 import numpy as np
 import pytest
 from address import NOTEBOOKS
 
-from model import Best8k, Net8k, Net20k, NetTiny
+from model import Best8k, Best20k, Net8k, Net20k, NetTiny
 from utils import RESULTS, ROOT, check_target, evaluate, load_run, load_weights, mean_accuracy
 
 NAMES = [
@@ -136,7 +137,9 @@ def test_saved_runs_are_whole(path):
         (Net20k, "target-20k", 19_999, 19, 99.4),
         (Net8k, "target-8k", 7_999, 15, 99.4),
         (Best8k, "best-8k", 7_999, 15, 99.4),
+        (Best20k, "best-20k", 19_999, 19, 99.4),
         (NetTiny, "tiny", 3_000, 15, 99.3),  # it reaches 99.4 in the mean of its seeds
+        (partial(NetTiny, (16, 28, 28, 28, 28), shared=True), "tiny-shared", 2_600, 15, 99.3),  # like the one before
     ],
 )
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
@@ -152,8 +155,9 @@ def test_committed_weights_have_the_accuracy_of_their_record(mnist, network, nam
     assert abs(correct - round(100 * run["history"]["test_accuracy"][-1])) <= 2
 
 
-def test_ten_seeds_of_net_tiny_reach_their_target():
-    runs = [load_run(f"tiny-seed{seed}") for seed in range(10)]
+@pytest.mark.parametrize("study", ["tiny", "tiny-shared"])
+def test_ten_seeds_of_net_tiny_reach_their_target(study):
+    runs = [load_run(f"{study}-seed{seed}") for seed in range(10)]
     assert np.mean([mean_accuracy(run, last=5) for run in runs]) >= 99.4
 
 
