@@ -267,9 +267,13 @@ class NetTiny(DigitClassifier):
             nn.AvgPool2d(4),  # 1 x 1
             nn.Conv2d(widths[4], 10, 1),
         )
+        self.shared = shared
         if shared:
             for start in (12, 16):  # where the third and the fourth block begin
                 self.layers[start], self.layers[start + 1] = self.layers[8], self.layers[9]
+
+    def extra_repr(self) -> str:
+        return "shared=True" if self.shared else ""
 
 
 class Best8k(NetTiny):
@@ -283,7 +287,7 @@ class Best8k(NetTiny):
 
 
 class Best20k(NetTiny):
-    """The most accurate network of the course below 20,000 parameters: the shape of ``NetTiny``, wider. Notebook 12.
+    """The shape of ``NetTiny``, wider, below 20,000 parameters: as accurate as ``Net20k``, and faster. Notebook 12.
 
     19,098 parameters. Receptive field of one place of the last maps: 22 × 22 pixels.
     """

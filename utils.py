@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -470,7 +471,8 @@ def fit(
     Raises:
         ValueError: the optimizer is not the model's, or the scheduler not the optimizer's (of an earlier cell, often);
             ``ema_decay`` is not between 0 and 1; there are ``augmented_epochs`` without an augmentation, or more of
-            them than epochs; the name is not a plain file name.
+            them than epochs; the name is not a plain file name; a setting is nothing that JSON, and so the record, can
+            hold (a number of NumPy's, often).
         FloatingPointError: the loss is no longer a finite number.
     """
     _check_name(name)
@@ -496,6 +498,7 @@ def fit(
         "augmented_epochs": augmented_epochs,
         "ema_decay": ema_decay,
     }
+    json.dumps([settings, epochs, seed], allow_nan=False, default=_not_for_json)  # rather than after the training
     identity = ""
     if checkpoint:  # all of the scheduler's state: the settings leave out what JSON cannot hold
         scheduler_state = scheduler and scheduler.state_dict()
@@ -711,8 +714,9 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _plain(state: dict) -> dict:
-    """Return those entries that JSON can hold."""
-    return {key: value for key, value in state.items() if isinstance(value, (bool, int, float, str, list, tuple))}
+    """Return the numbers, texts and lists among the entries, and tables of numbers such as MultiStepLR's."""
+    kinds = (bool, int, float, str, list, tuple, Counter)
+    return {key: value for key, value in state.items() if isinstance(value, kinds)}
 
 
 # ------------------------------------------------------------ evaluate ----
@@ -864,8 +868,8 @@ def run_study(
 ) -> list[dict]:
     """Train every run that has no record yet, several at a time, and return the records of all, in the order given.
 
-    Records of this function are looked for where ``save_run`` writes them, and among the course's own. A run is saved
-    as soon as it ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If
+    Records are looked for among the course's own, and then where ``save_run`` writes them. A run is saved as soon as
+    it ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If
     ``train`` lets ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
     ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
     the workers of a cluster. They must be able to import the course's files and to find MNIST, and must share the
@@ -893,20 +897,29 @@ def run_study(
     folder = _results_folder("digits" if find_mnist() is None else "MNIST")
 
     def find(run: dict) -> dict | None:
-        for path in (place / f"{run['name']}.json" for place in (folder, RESULTS)):
-            if path.is_file() and "arguments" in (record := _read_record(path)):
-                if (found := record["arguments"]) == run:
+        for path in (place / f"{run['name']}.json" for place in (RESULTS, folder)):
+            if path.is_file():
+                record = _read_record(path)
+                found = record.get("arguments")
+                # A notebook that trains one run of a study by itself notes the study alone.
+                if found == run or (found is None and record.get("study") == study):
                     return record
-                raise ValueError(f"{path} was made with {found}, not with {run}: rename the run, or delete the file")
+                if found is not None:
+                    raise ValueError(
+                        f"{path} was made with {found}, not with {run}: rename the run, or delete the file"
+                    )
 
     records = {run["name"]: find(run) for run in runs}
     waiting = [run for run in runs if not records[run["name"]]]
-    for run in runs:
-        # What a study that was killed while it wrote could not remove.
-        finished = (".checkpoint",) if run not in waiting else ()
-        for suffix in (".json.*.tmp", ".pt.*.tmp", ".checkpoint.*.tmp", *finished):
-            for left in folder.glob(run["name"] + suffix):
+    # What a study that was killed while it wrote could not remove.
+    for name in names:
+        for suffix in (".json.*.tmp", ".pt.*.tmp", ".checkpoint.*.tmp"):
+            for left in folder.glob(name + suffix):
                 left.unlink(missing_ok=True)
+        record, checkpoint = folder / f"{name}.json", folder / f"{name}.checkpoint"
+        # A newer one is that of a notebook which has begun to train this run again.
+        if record.is_file() and checkpoint.is_file() and checkpoint.stat().st_mtime_ns <= record.stat().st_mtime_ns:
+            checkpoint.unlink(missing_ok=True)
     with _count_runs(study, len(runs), lambda: len(runs) - sum(not find(run) for run in waiting)):
         tasks = [joblib.delayed(_train_and_save)(study, train, run, os.getpid()) for run in waiting]
         failures = [failure for failure in joblib.Parallel(n_jobs)(tasks) if failure]
@@ -1151,7 +1164,7 @@ def plot_networks(
         label = f"{run['name']} ({', '.join(on)})" if on else run["name"]
         axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=label)
     axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
-    counts = [network["parameters"] for network in [*published, *(yours or [])]]
+    counts = [network["parameters"] for network in [*published, *(of[0] for of in runs.values()), *(yours or [])]]
     axis.set(xlabel="parameters", ylabel="accuracy (%)", xscale="log", xlim=(0.7 * min(counts), 2 * max(counts)))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.grid(alpha=0.3)
@@ -1290,9 +1303,10 @@ def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, full
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
         return any(isinstance(part, nn.Module) or hides_layers(part) for part in parts)
 
+    own = vars(nn.Module())  # where PyTorch itself keeps the layers, among other things
     for module in model.modules():
         for name, value in vars(module).items():
-            if not name.startswith("_") and hides_layers(value):
+            if name not in own and hides_layers(value):
                 problems.append(
                     f"self.{name} keeps layers in a plain {type(value).__name__}, where PyTorch does not see their "
                     "parameters. Put them into nn.Sequential or nn.ModuleList."

@@ -33,9 +33,10 @@ def copies() -> list[Path]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not re.fullmatch(FORM, sys.argv[1]):
+    new = sys.argv[-1].removesuffix(".git")  # with which git clones
+    if len(sys.argv) != 2 or not re.fullmatch(FORM, new):
         sys.exit("usage: python tests/address.py https://github.com/NAME/REPOSITORY")
-    old, new = (of.removeprefix(HOST) for of in (address(), sys.argv[1]))
+    old, new = (of.removeprefix(HOST) for of in (address(), new))
     for path in copies():
         text = path.read_text(encoding="utf-8")
         path.write_text(text.replace(old, new), encoding="utf-8", newline="\n")

@@ -433,7 +433,7 @@ if __name__ == "__main__":
     if unknown := set(parts) - set(PARTS):
         raise SystemExit(f"No such part: {', '.join(unknown)}; there are: {', '.join(PARTS)}.")
     if len(parts) > 1:  # each in a process of its own, so that none finds the memory that another one left behind
-        raise SystemExit(max(subprocess.run([sys.executable, __file__, part]).returncode for part in parts))
+        raise SystemExit(any([subprocess.run([sys.executable, __file__, part]).returncode for part in parts]))
     # Here and not above, because on some systems every worker of a DataLoader imports this file again.
     data = load_mnist()
     if data.name != "MNIST":

@@ -115,7 +115,7 @@ class PlainList(Good):
 class NestedList(Good):
     def __init__(self):
         super().__init__()
-        self.blocks = {"first": [[nn.Conv2d(16, 16, 1)], []]}
+        self._blocks = {"first": [[nn.Conv2d(16, 16, 1)], []]}
 
 
 class ForgottenReturn(Good):
@@ -169,7 +169,7 @@ def one_logit(images):
         (Softmax, ["add up to 1", "Leave the softmax out"]),
         (DropoutInTheTest, ["other scores the second time", "training=self.training"]),
         (PlainList, ["self.blocks keeps layers in a plain list", "nn.ModuleList"]),
-        (NestedList, ["self.blocks keeps layers in a plain dict"]),
+        (NestedList, ["self._blocks keeps layers in a plain dict"]),
         (ForgottenReturn, ["returns NoneType", "is there a return?"]),
         (Squeezed, ["For a single image it returns shape (10,)"]),
         (Good(), ["the class itself, without brackets"]),
@@ -347,6 +347,8 @@ def test_the_pictures(few):
     assert (697, 99.03) in points and (215_194, 99.04) in points
     mean = sum(utils.mean_accuracy(run) for run in dots) / 3
     assert any(x == 7_568 and y == pytest.approx(mean) for x, y in points) and len(axis.containers) == 1
+    plot_networks({"large": [dots[0] | {"parameters": 10**6}]})
+    assert plt.gca().get_xlim()[1] > 10**6
     for wrong in ({}, {"none": []}, {str(number): dots for number in range(7)}):
         with pytest.raises(ValueError, match="one to 6 networks"):
             plot_networks(wrong)

@@ -114,6 +114,29 @@ def test_a_run_that_a_notebook_saved_is_not_taken_for_the_study_s(place, monkeyp
     assert run_study("few", train, RUNS[:1], n_jobs=1) == [record]
 
 
+def test_a_notebook_s_run_of_a_study_is_not_trained_again(place):
+    """As in a clone where a notebook has put its own run in the place of the course's record."""
+    [record] = run_study("few", train, RUNS[:1], n_jobs=1)
+    (place / "digits" / "run-0.json").unlink()
+    saved = {key: record[key] for key in record if key not in ("arguments", "process")}
+    utils.save_run(saved, Skeleton(True, 0.1))
+    assert run_study("few", None, RUNS[:1], n_jobs=1) == [saved]
+    with pytest.raises(RuntimeError, match="run-0: TypeError"):  # of another study, it counts for nothing
+        run_study("others", None, RUNS[:1], n_jobs=1)
+
+
+def test_the_checkpoint_of_a_training_in_progress_stays(place):
+    run_study("few", train, RUNS[:1], n_jobs=1)
+    record, checkpoint = (place / "digits" / f"run-0{suffix}" for suffix in (".json", ".checkpoint"))
+    checkpoint.touch()
+    os.utime(record, (0, 0))  # so the checkpoint was begun after it
+    run_study("few", train, RUNS[:1], n_jobs=1)
+    assert checkpoint.is_file()
+    os.utime(checkpoint, (0, 0))  # the record was saved later, by a study that was killed before it could remove this
+    run_study("few", train, RUNS[:1], n_jobs=1)
+    assert not checkpoint.is_file()
+
+
 @pytest.mark.parametrize(
     "runs, complaint",
     [

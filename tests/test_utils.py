@@ -451,6 +451,9 @@ def test_schedulers_step_after_every_batch(few):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
     assert run["settings"]["scheduler"]["class"] == "StepLR" and run["settings"]["scheduler"]["step_size"] == 3
     assert run["settings"]["optimizer"]["lr"] == 0.1
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    run = fit(model, few, name="steps", optimizer=optimizer, scheduler=scheduler, epochs=1, batch_size=100, seed=0)
+    assert run["settings"]["scheduler"]["milestones"] == {3: 1, 5: 1}
 
 
 def test_the_optimizer_of_another_model_is_refused(few):
@@ -587,6 +590,8 @@ def test_a_failed_save_leaves_the_old_record_whole(few, tmp_path, monkeypatch):
             utils.save_run(run | {"name": name}, model)
     with pytest.raises(ValueError, match="plain file name"):  # before the training, not after it
         train(few, name="a/b")
+    with pytest.raises(ValueError, match=r"that JSON can hold.*int64"):
+        train(few, seed=np.int64(1))
 
     def refuse(*paths):
         raise PermissionError("the disk is full, or the file is open")
