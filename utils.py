@@ -1136,15 +1136,15 @@ def plot_networks(
     different ways: see ``notebooks/results/published.json``.
 
     Args:
-        runs: for each network, named as in the picture, its records; one to six networks.
+        runs: for each network, named as in the picture, its records; one to seven networks.
         yours: more records, each with a star of its own.
         last: the number of final epochs over which the accuracy of ``yours`` is the mean.
         target: an accuracy in percent, drawn as a horizontal line.
 
     Raises:
-        ValueError: there are no networks, or more than six, or one has no records.
+        ValueError: there are no networks, or more than seven, or one has no records.
     """
-    colors = ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de", "#8c564b")
+    colors = ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de", "#8c564b", "#d16ba5")
     if not 1 <= len(runs) <= len(colors) or not all(runs.values()):
         raise ValueError(f"expected one to {len(colors)} networks, each with records, got {list(runs)}")
     published = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))

@@ -349,8 +349,8 @@ def test_the_pictures(few):
     assert any(x == 7_568 and y == pytest.approx(mean) for x, y in points) and len(axis.containers) == 1
     plot_networks({"large": [dots[0] | {"parameters": 10**6}]})
     assert plt.gca().get_xlim()[1] > 10**6
-    for wrong in ({}, {"none": []}, {str(number): dots for number in range(7)}):
-        with pytest.raises(ValueError, match="one to 6 networks"):
+    for wrong in ({}, {"none": []}, {str(number): dots for number in range(8)}):
+        with pytest.raises(ValueError, match="one to 7 networks"):
             plot_networks(wrong)
     plt.close("all")
 
