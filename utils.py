@@ -902,7 +902,8 @@ def run_study(
                 record = _read_record(path)
                 found = record.get("arguments")
                 # A notebook that trains one run of a study by itself notes the study alone.
-                if found == run or (found is None and record.get("study") == study):
+                alike = all(record.get(key) == run[key] for key in ("seed", "epochs") if key in run)
+                if found == run or (found is None and record.get("study") == study and alike):
                     return record
                 if found is not None:
                     raise ValueError(

@@ -123,6 +123,9 @@ def test_a_notebook_s_run_of_a_study_is_not_trained_again(place):
     assert run_study("few", None, RUNS[:1], n_jobs=1) == [saved]
     with pytest.raises(RuntimeError, match="run-0: TypeError"):  # of another study, it counts for nothing
         run_study("others", None, RUNS[:1], n_jobs=1)
+    utils.save_run(saved | {"seed": 7}, Skeleton(True, 0.1))
+    with pytest.raises(RuntimeError, match="run-0: TypeError"):  # nor with another seed
+        run_study("few", None, RUNS[:1], n_jobs=1)
 
 
 def test_the_checkpoint_of_a_training_in_progress_stays(place):
