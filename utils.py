@@ -898,17 +898,17 @@ def run_study(
 
     def find(run: dict) -> dict | None:
         for path in (place / f"{run['name']}.json" for place in (RESULTS, folder)):
-            if path.is_file():
-                record = _read_record(path)
-                found = record.get("arguments")
-                # A notebook that trains one run of a study by itself notes the study alone.
-                alike = all(record.get(key) == run[key] for key in ("seed", "epochs") if key in run)
-                if found == run or (found is None and record.get("study") == study and alike):
+            if not path.is_file():
+                continue
+            record = _read_record(path)
+            if "arguments" not in record:  # a notebook that trains one run of a study by itself notes the study alone
+                shared = [key for key in ("seed", "epochs") if key in run]
+                if record.get("study") == study and all(record.get(key) == run[key] for key in shared):
                     return record
-                if found is not None:
-                    raise ValueError(
-                        f"{path} was made with {found}, not with {run}: rename the run, or delete the file"
-                    )
+            elif (found := record["arguments"]) == run:
+                return record
+            else:
+                raise ValueError(f"{path} was made with {found}, not with {run}: rename the run, or delete the file")
 
     records = {run["name"]: find(run) for run in runs}
     waiting = [run for run in runs if not records[run["name"]]]
