@@ -33,6 +33,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
     if not (config.option.nbval or config.option.nbval_lax):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -85,6 +85,7 @@ def opening_cells(notebook: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path):
     """One process for all notebooks: it runs the first cell once, because that is the same in all of them."""
     first = opening_cells(NOTEBOOKS[0])[0]
@@ -101,6 +102,7 @@ def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_second_run_does_not_clone_again(served, tmp_path):
     notebooks = NOTEBOOKS[:1]
     twice = in_colab(tmp_path, notebooks, served, times=2)

@@ -1,10 +1,10 @@
 """Studies in several processes, which are killed; on Linux, where forking with torch is safe.
 
-These tests come before the others, and leave the work to other processes, which share their memory where they can: so
-little is needed at a time.
+They leave the work to other processes, which share their memory where they can: so little is needed at a time.
 """
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -27,6 +27,7 @@ from utils import run_study
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.processes,
     pytest.mark.skipif(sys.platform != "linux", reason="forking with torch is safe on Linux only"),
 ]
 
@@ -35,6 +36,7 @@ def study_to(folder, n_jobs, started=None):
     """The study, in a process of its own."""
     os.environ.update(MNIST_ROOT="digits", MNIST_RESULTS=str(folder))
     multiprocessing.set_start_method("fork", force=True)  # the workers share their memory
+    gc.freeze()  # a collection would write to every object that they share, and so copy it
     with joblib.parallel_config(backend="multiprocessing"):
         if started:
             started.set()

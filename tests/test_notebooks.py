@@ -168,6 +168,7 @@ def test_the_weights_of_another_run_would_be_noticed(mnist):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_falsified_claim_fails_under_nbval(tmp_path):
     """The claim of notebook 7 on its saved run: as committed it passes, with a falsified output or target it fails."""
     source = nbformat.read(PATHS[NAMES.index("07_target_8k")], as_version=4)
