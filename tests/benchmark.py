@@ -92,7 +92,7 @@ def new_model(network, order=torch.contiguous_format, **options) -> tuple:
 def usual(network, batch_size: int):
     """Return a function that trains a new network for one more epoch by the usual loop."""
     model, optimizer = new_model(network)
-    loaders = notebook["usual_loaders"](batch_size, find_mnist())
+    loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](find_mnist()))
     return lambda: notebook["usual_epoch"](model, optimizer, *loaders, device)
 
 
@@ -217,7 +217,7 @@ def usual_training(seed: int) -> tuple[list[float], list[float]]:
     torch.manual_seed(seed)
     model = Net8k().to(device)
     optimizer, scheduler = assigned(model)
-    loaders = notebook["usual_loaders"](256, find_mnist())
+    loaders = notebook["usual_loaders"](256, *notebook["usual_sets"](find_mnist()))
     elapsed, accuracies = [], []
     started = time.perf_counter()
     for _ in range(15):
