@@ -1,7 +1,5 @@
 """Shared by the tests: pictures are drawn without a screen, and the data is loaded once."""
 
-import os
-
 import matplotlib
 import pytest
 
@@ -9,15 +7,6 @@ import utils
 from utils import Data, load_mnist
 
 matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def environment():
-    """Every test leaves the environment as it was: the notebooks come after some of them, and inherit it."""
-    before = dict(os.environ)
-    yield
-    changed = set(before.items()) ^ set(os.environ.items())
-    assert not {name for name, _ in changed} - {"PYTEST_CURRENT_TEST"}
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,15 @@ def test_on_the_cores_of_this_machine(place):
     assert not {os.getpid(), process.pid} & set(processes)
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """Every test here leaves the environment as it was: the notebooks come next, and inherit it."""
+    before = dict(os.environ)
+    yield
+    changed = set(before.items()) ^ set(os.environ.items())
+    assert not {name for name, _ in changed} - {"PYTEST_CURRENT_TEST"}
+
+
 @pytest.fixture(scope="module")
 def context():
     """Processes that start fast and share their memory: they are forked from one that has imported everything."""
