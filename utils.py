@@ -521,7 +521,14 @@ def fit(
     with bar, _fast_order(model, device):
         averaged = None
         if ema_decay is not None:
-            averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+            averaged = AveragedModel(model, use_buffers=True)
+            average = get_ema_multi_avg_fn(ema_decay)
+            # Listed once: AveragedModel lists and sorts all tensors again at every step, which takes longer than their
+            # averages. Whole numbers, such as BatchNorm's count of batches, have no average.
+            means, latest = (
+                [tensor for tensor in (*of.parameters(), *of.buffers()) if tensor.is_floating_point()]
+                for of in (averaged.module, model)
+            )
         result = averaged.module if averaged else model
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "averaged": averaged}
         parts = {key: part for key, part in parts.items() if part is not None}
@@ -559,8 +566,10 @@ def fit(
                 optimizer.step()
                 if scheduler:
                     scheduler.step()
-                if averaged:
-                    averaged.update_parameters(model)
+                if averaged and averaged.n_averaged == 0:
+                    averaged.update_parameters(model)  # the first time, it copies
+                elif averaged:
+                    average(means, latest, None)
                 loss_sum += batch_loss.detach() * len(labels)
                 correct += (logits.argmax(1) == labels).sum()
                 bar.update()
@@ -582,7 +591,9 @@ def fit(
                 state = {"identity": identity, **states, **progress, "random_state": _random_state(device)}
                 _write_whole({path: _torch_bytes(state)})
         if averaged:
-            model.load_state_dict(result.state_dict())
+            with torch.no_grad():
+                for tensor, mean in zip(latest, means):
+                    tensor.copy_(mean)
     return {
         "name": name,
         "model": type(model).__name__,

@@ -364,33 +364,49 @@ def choices() -> dict:
 # --------------------------------------------------------------- tests ----
 
 
+def suite(*options: str) -> subprocess.Popen:
+    """Start the whole test suite, every notebook with it."""
+    return subprocess.Popen([sys.executable, "-m", "pytest", "--nbval", "-q", *options], cwd=ROOT)
+
+
 def tests() -> dict:
-    """Run the whole test suite, every notebook with it, and watch the memory of all its processes together."""
+    """Time the whole test suite, and each notebook in it."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         started = time.perf_counter()
-        suite = subprocess.Popen([sys.executable, "-m", "pytest", "--nbval", "-q", f"--junitxml={report}"], cwd=ROOT)
-        peak = 0
-        while suite.poll() is None:
-            total = 0
-            with contextlib.suppress(psutil.Error):
-                first = psutil.Process(suite.pid)
-                for process in (first, *first.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error):
-                        memory = process.memory_full_info()
-                        # What processes share counts once (PSS), where the system can tell.
-                        total += getattr(memory, "pss", memory.uss)
-            peak = max(peak, total)
-            time.sleep(0.5)
-        minutes = (time.perf_counter() - started) / 60
-        if suite.returncode:
+        if suite(f"--junitxml={report}").wait():
             raise SystemExit("Tests failed: their time is not written.")
+        minutes = (time.perf_counter() - started) / 60
         by_notebook = dict.fromkeys(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")), 0.0)
         for case in ElementTree.parse(report).iter("testcase"):
             for name in by_notebook:
                 if f"{name}.ipynb" in case.get("classname"):
                     by_notebook[name] += float(case.get("time")) / 60
-    return {"nbval_minutes": minutes, "notebook_minutes": by_notebook, "peak_memory_mb": peak / 1e6}
+    return {"nbval_minutes": minutes, "notebook_minutes": by_notebook}
+
+
+def memory() -> dict:
+    """Run the whole test suite once more, and watch the memory of all its processes together.
+
+    Not while its time is taken, because looking stops the processes each time. What processes share counts once (PSS,
+    where the system can tell). This process shares PyTorch's files with them: its part of those is counted as theirs.
+    """
+    running = suite()
+    peak = 0
+    while running.poll() is None:
+        own = psutil.Process().memory_full_info()
+        total = getattr(own, "pss", own.uss) - own.uss
+        with contextlib.suppress(psutil.Error):
+            first = psutil.Process(running.pid)
+            for process in (first, *first.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    of = process.memory_full_info()
+                    total += getattr(of, "pss", of.uss)
+        peak = max(peak, total)
+        time.sleep(0.5)
+    if running.returncode:
+        raise SystemExit("Tests failed: their memory is not written.")
+    return {"peak_memory_mb": peak / 1e6}
 
 
 PARTS = {
@@ -402,6 +418,7 @@ PARTS = {
     "accuracy": accuracy,
     "choices": choices,
     "tests": tests,
+    "memory": memory,
 }
 
 

@@ -438,6 +438,7 @@ def test_averaging_keeps_the_average(few):
             average = 0.6 * average + 0.4 * state
         assert torch.allclose(kept, average, atol=1e-6)
         assert not torch.allclose(kept, later[-1], atol=1e-6)
+    assert model.layers[1].num_batches_tracked == 3
     loss, _ = evaluate(model, few.test_images, few.test_labels)
     assert run["history"]["test_loss"][-1] == pytest.approx(loss, rel=1e-6)
 
