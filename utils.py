@@ -521,14 +521,7 @@ def fit(
     with bar, _fast_order(model, device):
         averaged = None
         if ema_decay is not None:
-            averaged = AveragedModel(model, use_buffers=True)
-            average = get_ema_multi_avg_fn(ema_decay)
-            # Listed once: AveragedModel lists and sorts all tensors again at every step, which takes longer than their
-            # averages. Whole numbers, such as BatchNorm's count of batches, have no average.
-            means, latest = (
-                [tensor for tensor in (*of.parameters(), *of.buffers()) if tensor.is_floating_point()]
-                for of in (averaged.module, model)
-            )
+            averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
         result = averaged.module if averaged else model
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "averaged": averaged}
         parts = {key: part for key, part in parts.items() if part is not None}
@@ -549,6 +542,7 @@ def fit(
                 tqdm.write(f"{name} was trained to its end, but not saved; here it is again, from {path.name}.")
         for epoch in range(len(elapsed) + 1, epochs + 1):
             model.train()
+            means = _averaged(result)
             augmented = augmentation and (augmented_epochs is None or epoch <= augmented_epochs)
             # Sums stay on the device, so that a GPU need not wait for Python after every batch.
             loss_sum = torch.zeros((), device=device)
@@ -568,12 +562,16 @@ def fit(
                     scheduler.step()
                 if averaged and averaged.n_averaged == 0:
                     averaged.update_parameters(model)  # the first time, it copies
-                elif averaged:
-                    average(means, latest, None)
+                elif averaged:  # not by that method, which spends most of its time on sorting the tensors by type
+                    averaged.multi_avg_fn(means, _averaged(model), averaged.n_averaged)
                 loss_sum += batch_loss.detach() * len(labels)
                 correct += (logits.argmax(1) == labels).sum()
                 bar.update()
             train_loss, train_accuracy = loss_sum.item() / count, 100 * correct.item() / count
+            if averaged:
+                for kept, latest in zip(result.buffers(), model.buffers()):
+                    if not kept.is_floating_point():
+                        kept.copy_(latest)
             test_loss, test_correct = evaluate(result, data.test_images, data.test_labels)
             if not math.isfinite(train_loss + test_loss):
                 raise FloatingPointError(
@@ -591,9 +589,7 @@ def fit(
                 state = {"identity": identity, **states, **progress, "random_state": _random_state(device)}
                 _write_whole({path: _torch_bytes(state)})
         if averaged:
-            with torch.no_grad():
-                for tensor, mean in zip(latest, means):
-                    tensor.copy_(mean)
+            model.load_state_dict(result.state_dict())
     return {
         "name": name,
         "model": type(model).__name__,
@@ -613,6 +609,11 @@ def fit(
         "continued_after": continued_after,
         "history": history,
     }
+
+
+def _averaged(model: nn.Module) -> list[torch.Tensor]:
+    """Return the parameters and buffers that have averages: not whole numbers, such as BatchNorm's count of batches."""
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
 
 
 def _line(epoch: int, history: dict, data: Data) -> str:

@@ -388,22 +388,26 @@ def tests() -> dict:
 def memory() -> dict:
     """Run the whole test suite once more, and watch the memory of all its processes together.
 
-    Not while its time is taken, because looking stops the processes each time. What processes share counts once (PSS,
-    where the system can tell). This process shares PyTorch's files with them: its part of those is counted as theirs.
+    Not while its time is taken, because looking slows the processes. What processes share counts once (PSS, where the
+    system can tell; elsewhere not at all). What this process shares with others is counted as theirs; what the process
+    that starts several parts shares is not, so measure this part by itself.
     """
     running = suite()
     peak = 0
-    while running.poll() is None:
-        own = psutil.Process().memory_full_info()
-        total = getattr(own, "pss", own.uss) - own.uss
-        with contextlib.suppress(psutil.Error):
-            first = psutil.Process(running.pid)
-            for process in (first, *first.children(recursive=True)):
-                with contextlib.suppress(psutil.Error):
-                    of = process.memory_full_info()
-                    total += getattr(of, "pss", of.uss)
-        peak = max(peak, total)
-        time.sleep(0.5)
+    try:
+        while running.poll() is None:
+            own = psutil.Process().memory_full_info()
+            total = getattr(own, "pss", own.uss) - own.uss
+            with contextlib.suppress(psutil.NoSuchProcess):
+                first = psutil.Process(running.pid)
+                for process in (first, *first.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        used = process.memory_full_info()
+                        total += getattr(used, "pss", used.uss)
+            peak = max(peak, total)
+            time.sleep(0.5)
+    finally:
+        running.kill()  # if looking failed; otherwise it has ended
     if running.returncode:
         raise SystemExit("Tests failed: their memory is not written.")
     return {"peak_memory_mb": peak / 1e6}

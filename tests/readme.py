@@ -101,8 +101,8 @@ def times() -> str:
     lines = ["| notebook | minutes |", "|---|---|"]
     lines += [f"| {name} | {minutes:.1f} |" for name, minutes in measured["notebook_minutes"].items()]
     lines.append(f"| `pytest --nbval`, with all other tests | {measured['nbval_minutes']:.1f} |")
-    peak = f"It takes about {measured['peak_memory_mb']:,.0f} MB of memory, all its processes together."
-    return "\n".join(lines) + f"\n\nMachine: {machine(measured, 'tests')}. {peak}\n"
+    peak = f"All its processes together took about {measured['peak_memory_mb']:,.0f} MB of memory"
+    return "\n".join(lines) + f"\n\nMachine: {machine(measured, 'tests')}. {peak} ({machine(measured, 'memory')}).\n"
 
 
 TABLES = {"results": results, "speed": speed, "times": times}

@@ -443,6 +443,29 @@ def test_averaging_keeps_the_average(few):
     assert run["history"]["test_loss"][-1] == pytest.approx(loss, rel=1e-6)
 
 
+def test_averaging_follows_buffers_that_are_replaced_or_whole_numbers(few):
+    class Counting(LeNet5):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("batches", torch.zeros(()))
+            self.register_buffer("whole", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, images):
+            if self.training:
+                self.batches = self.batches + 1
+                self.whole += 1
+            else:
+                tested.append(self.whole.item())
+            return super().forward(images)
+
+    tested = []
+    model = Counting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    fit(model, few, name="averaged", optimizer=optimizer, epochs=1, batch_size=100, seed=0, ema_decay=0.5)
+    assert model.batches == (0.5 * 1 + 0.5 * 2) * 0.5 + 0.5 * 3
+    assert model.whole == 3 and set(tested) == {3}
+
+
 def test_schedulers_step_after_every_batch(few):
     torch.manual_seed(0)
     model = LeNet5()
