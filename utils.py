@@ -568,7 +568,7 @@ def fit(
                 correct += (logits.argmax(1) == labels).sum()
                 bar.update()
             train_loss, train_accuracy = loss_sum.item() / count, 100 * correct.item() / count
-            if averaged:
+            if averaged:  # whole numbers are the latest ones: the network that is tested is the one that is kept
                 for kept, latest in zip(result.buffers(), model.buffers()):
                     if not kept.is_floating_point():
                         kept.copy_(latest)
