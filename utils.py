@@ -109,7 +109,7 @@ def load_mnist(
         train, test = _load_digits()
     else:
         name = "MNIST"
-        # torchvision is imported where it is needed: it costs every process 160 MB.
+        # Imported only here: torchvision loads torch._dynamo, 160 MB that a process needs only if it trains.
         from torchvision.datasets.mnist import read_image_file, read_label_file
 
         # Not through torchvision.datasets.MNIST, which would prefer an unverified MNIST/processed/ of older versions.
@@ -184,12 +184,15 @@ def _check_files(folder: Path) -> bool:
             f"Copy it there, or delete {raw} to have all four downloaded again."
         )
     for name, (size, md5) in MNIST_FILES.items():
-        content = (raw / name).read_bytes()
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != md5:
+        found = hashlib.md5(usedforsecurity=False)
+        with open(raw / name, "rb") as file:
+            while block := file.read(1 << 20):  # not the whole file, which would need 47 MB
+                found.update(block)
+        if found.hexdigest() != md5:
             raise ValueError(
-                f"{raw / name} is damaged: expected {size:,} bytes with MD5 {md5}, found {len(content):,} bytes with "
-                f"MD5 {found}. Replace it by a good copy, or delete {raw} to have all four files downloaded again."
+                f"{raw / name} is damaged: expected {size:,} bytes with MD5 {md5}, found "
+                f"{(raw / name).stat().st_size:,} bytes with MD5 {found.hexdigest()}. "
+                f"Replace it by a good copy, or delete {raw} to have all four files downloaded again."
             )
     return True
 
