@@ -109,7 +109,7 @@ def load_mnist(
         train, test = _load_digits()
     else:
         name = "MNIST"
-        # Imported only here: torchvision loads torch._dynamo, 160 MB that a process needs only if it trains.
+        # Imported only here: torchvision loads torch._dynamo, 120 MB that a process needs only if it trains.
         from torchvision.datasets.mnist import read_image_file, read_label_file
 
         # Not through torchvision.datasets.MNIST, which would prefer an unverified MNIST/processed/ of older versions.

@@ -1,6 +1,6 @@
 """Measure the course's speed against the yardsticks of notebook 8, and write notebooks/results/speed.json.
 
-    python tests/benchmark.py             every part: about an hour and a half on two processor cores
+    python tests/benchmark.py             every part: about two and a half hours on two processor cores
     python tests/benchmark.py time_to_99  some parts (see PARTS); the other figures in the file stay
 
 What is compared is measured in turn in one process, a new one for each part, on a machine that does nothing else;
@@ -213,13 +213,16 @@ def seconds_to(elapsed: list[float], accuracies: list[float], accuracy: float) -
 
 
 def usual_training(network, batch_size: int, epochs: int, seed: int) -> tuple[list[float], list[float]]:
-    """Train by the usual loop as the assignment does; return elapsed seconds and test accuracies, epoch by epoch."""
+    """Train by the usual loop, see by_epochs; return elapsed seconds and test accuracies, epoch by epoch."""
     loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](find_mnist()))
     return by_epochs(network, epochs, seed, lambda *trained: notebook["usual_epoch"](*trained, *loaders, device)[1])
 
 
 def by_epochs(network, epochs: int, seed: int, train_epoch) -> tuple[list[float], list[float]]:
-    """As usual_training; ``train_epoch`` maps the network and its optimizer to the test accuracy."""
+    """Train with the optimizer and the schedule of the 8,000-parameter assignment; return as usual_training.
+
+    ``train_epoch(model, optimizer)`` trains for an epoch and returns the test accuracy.
+    """
     torch.manual_seed(seed)
     model = network().to(device)
     optimizer, scheduler = assigned(model)
@@ -329,13 +332,13 @@ def time_to_99() -> dict:
 
 
 def accuracies_in_memory(network, batch_size: int, epochs: int, seed: int, *, bfloat16: bool) -> list[float]:
-    """Train as usual_training does, on images in memory; return the test accuracies, epoch by epoch."""
+    """Train on images in memory with the recipe of by_epochs; return the test accuracies, epoch by epoch."""
     how = {"batch_size": batch_size, "read_loss": False, "bfloat16": bfloat16}
     return by_epochs(network, epochs, seed, partial(epoch_in_memory, **how))[1]
 
 
 def accuracies_by_fit(network, batch_size: int, epochs: int, seed: int) -> list[float]:
-    """Train as usual_training does, by fit; return the test accuracies, epoch by epoch."""
+    """Train by fit with the recipe of by_epochs; return the test accuracies, epoch by epoch."""
     torch.manual_seed(seed)
     model = network()
     optimizer, scheduler = assigned(model, math.ceil(len(data.train_labels) / batch_size))
@@ -345,25 +348,27 @@ def accuracies_by_fit(network, batch_size: int, epochs: int, seed: int) -> list[
 
 
 def accuracy() -> dict:
-    """Train with what could cost accuracy: the rungs of the ladder, and NetFast in both number formats.
+    """Train with what could cost accuracy: Net8k rung by rung, Net20k first and last rung, NetFast in both formats.
 
-    Not rung 2: whether the loss is read changes no weight. How Net8k does in the usual loop, ``time_to_99_4`` finds.
+    Rung 2 gives the weights of rung 1, because reading the loss changes none; so rung 1 is trained without reading it.
+    How Net8k does in the usual loop, ``time_to_99_4`` finds. The 11 epochs of Net20k are those of its assignment's log.
     """
     ways = {
-        "the usual loop": lambda *of: usual_training(*of)[1],
+        "the usual loop": lambda *setting: usual_training(*setting)[1],
         "1 images in memory": partial(accuracies_in_memory, bfloat16=False),
         "3 bfloat16": partial(accuracies_in_memory, bfloat16=True),
         "4 fit": accuracies_by_fit,
     }
-    settings = {"Net8k": (Net8k, 256, 15), "Net20k": (Net20k, 64, 11)}  # network, batch size, epochs
-    measured = {"Net8k": list(ways)[1:], "Net20k": ["the usual loop", "4 fit"]}
-    runs = {network: {way: [] for way in names} for network, names in measured.items()} | {"NetFast": {}}
+    runs = {"Net8k": {}, "Net20k": {}, "NetFast": {}}
     for seed in SEEDS:
-        for network, names in measured.items():
+        for network, batch_size, count, names in (
+            (Net8k, 256, 15, ("1 images in memory", "3 bfloat16", "4 fit")),
+            (Net20k, 64, 11, ("the usual loop", "4 fit")),
+        ):
             for way in names:
-                of = runs[network][way]
-                of.append({"seed": seed, "accuracy": timed(ways[way], *settings[network], seed)[0]})
-                print(f"{network}, {way}, seed {seed}: {of[-1]['accuracy'][-1]:.2f} %", flush=True)
+                history, _ = timed(ways[way], network, batch_size, count, seed)
+                runs[network.__name__].setdefault(way, []).append({"seed": seed, "accuracy": history})
+                print(f"{network.__name__}, {way}, seed {seed}: {history[-1]:.2f} %", flush=True)
     for label, bfloat16 in (("float32", False), ("bfloat16", True)):
         of = runs["NetFast"][label] = []
         for seed in SHORT_SEEDS:
@@ -417,30 +422,30 @@ def tests() -> dict:
 def memory() -> dict:
     """Run the whole test suite once more, and watch the memory of all its processes together.
 
-    Not while its time is taken, because looking slows the processes. What processes share counts once (PSS, where the
-    system can tell; elsewhere not at all). What this process and the one that started it (which may run all parts, and
-    then holds PyTorch, too) share with others is counted as theirs.
+    Not while its time is taken, because looking slows the processes. It looks twice a second: a need that is over
+    sooner may be missed. What processes share counts once (PSS, where the system can tell; elsewhere not at all). What
+    this process and the one that started it (which may run all parts, and then holds PyTorch, too) share with others is
+    counted as theirs.
     """
 
-    def used(process: psutil.Process) -> tuple[int, int]:
-        """The process's bytes, its share of what it shares with others counted in; and that share."""
-        info = process.memory_full_info()
-        pss = getattr(info, "pss", info.uss)
-        return pss, pss - info.uss
+    def proportional(used) -> int:
+        return getattr(used, "pss", used.uss)
 
     running = suite()
+    looking = [process for process in (psutil.Process(), psutil.Process().parent()) if process]
     peak = 0
     try:
         while running.poll() is None:
             total = 0
-            for process in (psutil.Process(), *psutil.Process().parents()[:1]):
-                with contextlib.suppress(psutil.Error):  # another user's
-                    total += used(process)[1]
+            for process in looking:
+                with contextlib.suppress(psutil.Error):  # the parent has ended, or is another user's
+                    used = process.memory_full_info()
+                    total += proportional(used) - used.uss
             with contextlib.suppress(psutil.NoSuchProcess):
                 first = psutil.Process(running.pid)
                 for process in (first, *first.children(recursive=True)):
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        total += used(process)[0]
+                        total += proportional(process.memory_full_info())
             peak = max(peak, total)
             time.sleep(0.5)
     finally:
