@@ -61,14 +61,12 @@ def test_mnist_is_whole_and_its_mean_is_ours(mnist):
     assert std.item() == pytest.approx(utils.STD, abs=5e-5)
 
 
-def test_validation_holds_the_last_training_images_out(digits):
-    data = load_mnist("digits", validation=True, device="cpu")
-    kept = 1_198  # of 1,437
-    assert data.evaluated_on == "validation" and len(data.test_labels) == 239
-    assert torch.equal(data.train_images, digits.train_images[:kept])
-    assert torch.equal(data.train_labels, digits.train_labels[:kept])
-    assert torch.equal(data.test_images, digits.train_images[kept:])
-    assert torch.equal(data.test_labels, digits.train_labels[kept:])
+def test_validation_holds_the_last_training_images_out(mnist):
+    data = load_mnist(validation=True, device="cpu")
+    assert data.evaluated_on == "validation"
+    assert torch.equal(data.train_images, mnist.train_images[:50_000])
+    assert torch.equal(data.test_images, mnist.train_images[50_000:])
+    assert torch.equal(data.test_labels, mnist.train_labels[50_000:])
 
 
 def test_digits_stand_in(digits):
@@ -77,6 +75,9 @@ def test_digits_stand_in(digits):
     assert digits.train_images.shape[1:] == (1, 28, 28) and digits.train_images.dtype == torch.uint8
     assert digits.train_images.min() == 0 and digits.train_images.max() > 240
     assert digits.test_labels.dtype == torch.int64 and digits.test_labels.unique().tolist() == list(range(10))
+    held_out = load_mnist("digits", validation=True, device="cpu")
+    assert (len(held_out.train_labels), len(held_out.test_labels)) == (1_198, 239)
+    assert len(held_out.train_labels) + len(held_out.test_labels) == len(digits.train_labels)
 
 
 @pytest.fixture
