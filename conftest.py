@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from utils import find_mnist
+from mnist import find_mnist
 
 HEADER = pytest.StashKey[str]()
 
@@ -33,7 +33,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
     if not (config.option.nbval or config.option.nbval_lax):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -68,7 +68,12 @@ class ConvLeNet(DigitClassifier):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            *LeNet5().layers[:6],  # up to the second pooling: 5 x 5
+            nn.Conv2d(1, 6, 5, padding=2),  # 28 x 28
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 14 x 14
+            nn.Conv2d(6, 16, 5),  # 10 x 10
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # 5 x 5
             nn.Conv2d(16, 10, 1),
             nn.AvgPool2d(5),  # 1 x 1
         )

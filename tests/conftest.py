@@ -2,9 +2,9 @@
 
 import matplotlib
 import pytest
+from helpers import first_of
 
-import utils
-from utils import Data, load_mnist
+from mnist import Data, load_mnist
 
 matplotlib.use("Agg")
 
@@ -24,10 +24,17 @@ def digits() -> Data:
     return load_mnist("digits", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def few(digits) -> Data:
+    """250 training and 120 test digits: with batches of 100, the last one is short."""
+    return first_of(digits)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """An empty folder for the results of runs on the digits; the course's own records are out of sight."""
     monkeypatch.setenv("MNIST_ROOT", "digits")
     monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
-    monkeypatch.setattr(utils, "RESULTS", tmp_path / "course")
+    for module in ("utils", "study"):  # study imports the name
+        monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "course")
     return tmp_path

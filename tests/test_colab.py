@@ -1,6 +1,6 @@
-"""The opening cells of the notebooks as Colab runs them: alone in an empty folder, with PyTorch already there.
+"""The opening cells of the notebooks: alone in an empty folder, as in Colab, and in a clone.
 
-The course's address is answered by a clone on this machine (git's ``insteadOf``), so the cells are run as they stand.
+The course's address is answered by a repository on this machine (git's ``insteadOf``), so the cells run as they stand.
 """
 
 import json
@@ -8,123 +8,87 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 from address import NOTEBOOKS, ROOT, address
 
-# Runs the first cell as often as it is told to, and then the next one of each notebook, as if it alone came after the
-# first; notes what is started, and lets only git run.
-COLAB = """
-import importlib.util, json, os, subprocess, sys
-import google.colab
-notebooks, times, answer = json.load(open(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
-started, run, find_spec = [], subprocess.run, importlib.util.find_spec
-
-def noted(command, **options):
-    started.append(command)
-    assert options["timeout"] > 0 and options["check"]
-    if command[0] == "git":
-        return run(command, **options)
-
-subprocess.run = noted
-importlib.util.find_spec = lambda name: None if name == "torchsummary" else find_spec(name)
-scope = {"__name__": "__main__"}
-for _ in range(times):
-    exec(notebooks[0]["cells"][0], scope)
-subprocess.run = run
-for notebook in notebooks:
-    exec(compile(notebook["cells"][1], notebook["name"], "exec"), dict(scope))
-import matplotlib, model, torch, utils
-files = {module.__name__: module.__file__ for module in (model, utils, torch)}
-json.dump({"started": started, "files": files, "folder": os.getcwd()}, open(answer, "w"))
+# In IPython, as in a notebook: the first cell so often, then the next one of each notebook, as if it alone came after.
+OPEN = """
+import json, os, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+cells = json.load(open(sys.argv[1]))
+for cell in [cells[0][0]] * int(sys.argv[2]) + [second for _, second in cells]:
+    shell.run_cell(cell).raise_error()
+import model, torch, utils
+print("ANSWER" + json.dumps([os.getcwd(), model.__file__, utils.__file__, torch.__file__]))
 """
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A repository with the files as they are here, and the environment in which git takes it for the course's."""
+    """The environment in which git takes a repository with the files as they are here for the course's."""
     folder = tmp_path_factory.mktemp("served")
     git = ["git", "-c", "user.name=course", "-c", "user.email=course@localhost", "-c", "init.defaultBranch=main"]
-    quiet = {"cwd": folder, "check": True, "capture_output": True, "timeout": 60}
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], **(quiet | {"cwd": ROOT}), text=True
-    )
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((ROOT / name).read_bytes())
     for command in (["init"], ["add", "."], ["commit", "-m", "as it is here"]):
-        subprocess.run([*git, *command], **quiet)
-    stand_in = folder / "stand-in" / "google" / "colab"
-    stand_in.mkdir(parents=True)
-    (stand_in / "__init__.py").write_text("")
-    return os.environ | {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{folder.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": address(),
-        "PYTHONPATH": str(folder / "stand-in"),
-        "MNIST_ROOT": "digits",
-        "MPLBACKEND": "agg",
-    }
+        subprocess.run([*git, *command], cwd=folder, check=True, capture_output=True, timeout=60)
+    insteadof = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{folder.as_uri()}.insteadOf"}
+    return os.environ | insteadof | {"GIT_CONFIG_VALUE_0": address(), "MNIST_ROOT": "digits", "MPLBACKEND": "agg"}
 
 
-def in_colab(folder: Path, notebooks: list[Path], environment: dict, times: int = 1) -> dict:
-    """Run the opening cells in a new process, and return what they started and which files they use."""
-    opening = [{"name": notebook.name, "cells": opening_cells(notebook)} for notebook in notebooks]
-    (folder / "opening.json").write_text(json.dumps(opening))
-    command = [sys.executable, "-c", COLAB, "opening.json", str(times), str(folder / "answer.json")]
+def opened(folder, environment, scratch, notebooks=NOTEBOOKS[:1], times=1):
+    """Run the opening cells in a new process in this folder; return what it says, and its errors."""
+    read = [nbformat.read(path, 4).cells for path in notebooks]
+    cells = [[cell.source for cell in each if cell.cell_type == "code"][:2] for each in read]
+    (scratch / "cells.json").write_text(json.dumps(cells))
+    command = [sys.executable, "-c", OPEN, str(scratch / "cells.json"), str(times)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "answer.json").read_text())
-
-
-def opening_cells(notebook: Path) -> list[str]:
-    return [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"][:2]
+    answer = re.search("ANSWER(.*)", done.stdout)
+    return json.loads(answer[1]) if answer else None, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.processes
-def test_the_opening_cells_alone_in_an_empty_folder(served, tmp_path):
-    """One process for all notebooks: it runs the first cell once, because that is the same in all of them."""
-    first = opening_cells(NOTEBOOKS[0])[0]
-    assert [notebook.name for notebook in NOTEBOOKS if opening_cells(notebook)[0] != first] == []
-    answer = in_colab(tmp_path, NOTEBOOKS, served)
-    clone = tmp_path / Path(address()).name
-    assert Path(answer["folder"]) == clone
-    assert answer["files"]["utils"] == str(clone / "utils.py") and answer["files"]["model"] == str(clone / "model.py")
-    assert Path(answer["files"]["torch"]).is_relative_to(Path(sys.prefix))
-    cloned, installed = answer["started"]
-    assert cloned[:2] == ["git", "clone"]
-    # Colab's own PyTorch stays: only what is missing is installed, without what it would bring along.
-    assert installed[1:4] == ["-m", "pip", "install"] and installed[-1] == "torchsummary" and "--no-deps" in installed
+def test_alone_in_an_empty_folder_and_twice_and_in_a_new_session(served, tmp_path):
+    folder, clone = tmp_path / "content", tmp_path / "content" / "tiny-mnist"
+    folder.mkdir()
+    where, said = opened(folder, served, tmp_path, NOTEBOOKS, times=2)
+    assert where and where[:3] == [str(clone), str(clone / "model.py"), str(clone / "utils.py")], said
+    assert where[3].startswith(sys.prefix)  # Colab's own PyTorch stays
+    (clone / "utils.py").write_text((clone / "utils.py").read_text() + "\nMINE = 1\n")
+    where, said = opened(folder, served, tmp_path)  # a new session on the same disk
+    assert where and where[2] == str(clone / "utils.py") and "MINE" in (clone / "utils.py").read_text(), said
 
 
 @pytest.mark.slow
-@pytest.mark.processes
-def test_a_second_run_does_not_clone_again(served, tmp_path):
-    notebooks = NOTEBOOKS[:1]
-    twice = in_colab(tmp_path, notebooks, served, times=2)
-    assert [command[0] for command in twice["started"]] == ["git", sys.executable]
-    edited = tmp_path / Path(address()).name / "utils.py"
-    edited.write_text(edited.read_text() + "\nMINE = 1\n")
-    later = in_colab(tmp_path, notebooks, served)  # a new session on the same disk
-    assert [command[0] for command in later["started"]] == [sys.executable]
-    assert later["files"]["utils"] == str(edited) and "MINE" in edited.read_text()
+@pytest.mark.parametrize("place", ["", "notebooks"])
+def test_in_a_clone_nothing_is_fetched(served, tmp_path, place):
+    where, said = opened(ROOT / place, served | {"PATH": ""}, tmp_path, times=2)  # without git
+    assert where and where[:3] == [str(ROOT / place), str(ROOT / "model.py"), str(ROOT / "utils.py")], said
+
+
+@pytest.mark.slow
+def test_without_a_network_one_clear_error(served, tmp_path):
+    where, said = opened(tmp_path, served | {"GIT_CONFIG_KEY_0": "url.file:///nowhere/.insteadOf"}, tmp_path)
+    assert where is None and "the course could not be fetched: is there a network?" in said
 
 
 def test_the_lines_for_google_drive(tmp_path):
-    """README's cell mounts the drive and lets results go there."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    [cell] = re.findall(r"```\n(import os\nfrom google\.colab.+?)```", text, re.DOTALL)
-    stand_in = tmp_path / "google" / "colab"
-    stand_in.mkdir(parents=True)
-    (stand_in / "__init__.py").write_text("")
-    (stand_in / "drive.py").write_text("mounted = []\nmount = mounted.append\n")
+    """The cell of colab.md mounts the drive and lets results go there."""
+    [cell] = re.findall(r"```\n(.+?)```", (ROOT / "notebooks" / "colab.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "google" / "colab").mkdir(parents=True)
+    (tmp_path / "google" / "colab" / "drive.py").write_text("mounted = []\nmount = mounted.append\n")
     check = "\nassert drive.mounted == ['/content/drive']\nprint(os.environ['MNIST_RESULTS'])"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", cell + check],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-c", cell + check], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "/content/drive/MyDrive/tiny-mnist", done.stderr

@@ -13,145 +13,88 @@ from torchsummary import summary
 from model import Best8k, Best20k, ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetTiny, Skeleton
 from utils import ROOT
 
-NETWORKS = [LeNet5, ConvLeNet, Skeleton, Net20k, Net8k, NetFast, NetTiny, Best8k, Best20k]
+# Parameters and receptive field, as the docstrings have them.
+NETWORKS = {
+    LeNet5: (61_706, 16), ConvLeNet: (2_742, 16), Skeleton: (15_962, 18), Net20k: (14_157, 58), Net8k: (7_568, 20),
+    NetFast: (18_010, 25), NetTiny: (2_946, 22), Best8k: (7_918, 22), Best20k: (19_098, 22),
+}  # fmt: skip
+each_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 
 # Type, output shape (without the batch) and parameters, as the assignments print them.
-NET20K_ROWS = [
-    ("Conv2d", [3, 28, 28], 27), ("BatchNorm2d", [3, 28, 28], 6), ("ReLU", [3, 28, 28], 0),
-    ("Dropout2d", [3, 28, 28], 0),
-    ("Conv2d", [8, 28, 28], 216), ("BatchNorm2d", [8, 28, 28], 16), ("ReLU", [8, 28, 28], 0),
-    ("Dropout2d", [8, 28, 28], 0),
-    ("Conv2d", [16, 28, 28], 1152), ("BatchNorm2d", [16, 28, 28], 32), ("ReLU", [16, 28, 28], 0),
-    ("Dropout2d", [16, 28, 28], 0),
-    ("MaxPool2d", [16, 15, 15], 0), ("Conv2d", [8, 17, 17], 128), ("BatchNorm2d", [8, 17, 17], 16),
-    ("Conv2d", [16, 17, 17], 1152), ("BatchNorm2d", [16, 17, 17], 32), ("ReLU", [16, 17, 17], 0),
-    ("Dropout2d", [16, 17, 17], 0),
-    ("Conv2d", [16, 17, 17], 2304), ("BatchNorm2d", [16, 17, 17], 32), ("ReLU", [16, 17, 17], 0),
-    ("Dropout2d", [16, 17, 17], 0),
-    ("Conv2d", [16, 17, 17], 2304), ("BatchNorm2d", [16, 17, 17], 32), ("ReLU", [16, 17, 17], 0),
-    ("Dropout2d", [16, 17, 17], 0),
-    ("MaxPool2d", [16, 9, 9], 0), ("Conv2d", [16, 9, 9], 256), ("BatchNorm2d", [16, 9, 9], 32),
-    ("Conv2d", [16, 9, 9], 2304), ("BatchNorm2d", [16, 9, 9], 32), ("ReLU", [16, 9, 9], 0),
-    ("Dropout2d", [16, 9, 9], 0),
-    ("Conv2d", [16, 9, 9], 2304), ("ReLU", [16, 9, 9], 0), ("BatchNorm2d", [16, 9, 9], 32),
-    ("Dropout2d", [16, 9, 9], 0),
-    ("MaxPool2d", [16, 4, 4], 0), ("Conv2d", [16, 4, 4], 256), ("BatchNorm2d", [16, 4, 4], 32),
-    ("Conv2d", [10, 4, 4], 1440), ("BatchNorm2d", [10, 4, 4], 20),
-    ("AvgPool2d", [10, 1, 1], 0),
-]  # fmt: skip
-NET8K_ROWS = [
-    ("Conv2d", [8, 26, 26], 72), ("ReLU", [8, 26, 26], 0), ("BatchNorm2d", [8, 26, 26], 16),
-    ("Conv2d", [9, 24, 24], 648), ("ReLU", [9, 24, 24], 0), ("BatchNorm2d", [9, 24, 24], 18),
-    ("Conv2d", [10, 22, 22], 810), ("ReLU", [10, 22, 22], 0), ("BatchNorm2d", [10, 22, 22], 20),
-    ("MaxPool2d", [10, 11, 11], 0),
-    ("Conv2d", [12, 9, 9], 1080), ("ReLU", [12, 9, 9], 0), ("BatchNorm2d", [12, 9, 9], 24),
-    ("Conv2d", [16, 7, 7], 1728), ("ReLU", [16, 7, 7], 0), ("BatchNorm2d", [16, 7, 7], 32),
-    ("Conv2d", [20, 5, 5], 2880), ("ReLU", [20, 5, 5], 0), ("BatchNorm2d", [20, 5, 5], 40),
-    ("Conv2d", [10, 5, 5], 200),
-    ("AvgPool2d", [10, 1, 1], 0),
-]  # fmt: skip
+NET20K_ROWS = """\
+Conv2d 3 28 28 27, BatchNorm2d 3 28 28 6, ReLU 3 28 28 0, Dropout2d 3 28 28 0
+Conv2d 8 28 28 216, BatchNorm2d 8 28 28 16, ReLU 8 28 28 0, Dropout2d 8 28 28 0
+Conv2d 16 28 28 1152, BatchNorm2d 16 28 28 32, ReLU 16 28 28 0, Dropout2d 16 28 28 0
+MaxPool2d 16 15 15 0, Conv2d 8 17 17 128, BatchNorm2d 8 17 17 16
+Conv2d 16 17 17 1152, BatchNorm2d 16 17 17 32, ReLU 16 17 17 0, Dropout2d 16 17 17 0
+Conv2d 16 17 17 2304, BatchNorm2d 16 17 17 32, ReLU 16 17 17 0, Dropout2d 16 17 17 0
+Conv2d 16 17 17 2304, BatchNorm2d 16 17 17 32, ReLU 16 17 17 0, Dropout2d 16 17 17 0
+MaxPool2d 16 9 9 0, Conv2d 16 9 9 256, BatchNorm2d 16 9 9 32
+Conv2d 16 9 9 2304, BatchNorm2d 16 9 9 32, ReLU 16 9 9 0, Dropout2d 16 9 9 0
+Conv2d 16 9 9 2304, ReLU 16 9 9 0, BatchNorm2d 16 9 9 32, Dropout2d 16 9 9 0
+MaxPool2d 16 4 4 0, Conv2d 16 4 4 256, BatchNorm2d 16 4 4 32, Conv2d 10 4 4 1440, BatchNorm2d 10 4 4 20, AvgPool2d 10 1 1 0"""
+NET8K_ROWS = """\
+Conv2d 8 26 26 72, ReLU 8 26 26 0, BatchNorm2d 8 26 26 16, Conv2d 9 24 24 648, ReLU 9 24 24 0, BatchNorm2d 9 24 24 18
+Conv2d 10 22 22 810, ReLU 10 22 22 0, BatchNorm2d 10 22 22 20, MaxPool2d 10 11 11 0
+Conv2d 12 9 9 1080, ReLU 12 9 9 0, BatchNorm2d 12 9 9 24, Conv2d 16 7 7 1728, ReLU 16 7 7 0, BatchNorm2d 16 7 7 32
+Conv2d 20 5 5 2880, ReLU 20 5 5 0, BatchNorm2d 20 5 5 40, Conv2d 10 5 5 200, AvgPool2d 10 1 1 0"""
 
 
 @pytest.mark.parametrize(
-    "network, rows, count, parameters, megabytes",
-    [
-        (Net20k, NET20K_ROWS, 44, "14,157", ["0.00", "1.25", "0.05", "1.31"]),
-        (Net8k, NET8K_ROWS, 21, "7,568", ["0.00", "0.42", "0.03", "0.45"]),
-    ],
+    "network, rows, megabytes",
+    [(Net20k, NET20K_ROWS, "0.00 1.25 0.05 1.31"), (Net8k, NET8K_ROWS, "0.00 0.42 0.03 0.45")],
 )
-def test_layer_table_is_the_assignments(network, rows, count, parameters, megabytes, capsys):
+def test_layer_table_is_the_assignments(network, rows, megabytes, capsys):
     summary(network().eval(), (1, 28, 28), device="cpu")
     printed = capsys.readouterr().out
+    rows, total = re.split(", |\n", rows), f"{NETWORKS[network][0]:,}"
     table = re.findall(r"^ +(\w+)-(\d+) +\[-1, ([\d, ]+)\] +([\d,]+)$", printed, re.MULTILINE)
-    assert [int(number) for _, number, _, _ in table] == list(range(1, count + 1))
-    found = [(kind, [int(n) for n in shape.split(",")], int(p.replace(",", ""))) for kind, _, shape, p in table]
-    assert found == rows
-    assert f"Total params: {parameters}\nTrainable params: {parameters}\n" in printed
-    assert re.findall(r"\(MB\): ([\d.]+)", printed) == megabytes
+    assert [int(number) for _, number, _, _ in table] == list(range(1, len(rows) + 1))
+    assert [f"{kind} {shape} {own}".replace(",", "") for kind, _, shape, own in table] == rows
+    assert f"Total params: {total}\nTrainable params: {total}\n" in printed
+    assert re.findall(r"\(MB\): ([\d.]+)", printed) == megabytes.split()
 
 
-@pytest.mark.parametrize(
-    "network, parameters",
-    [
-        (LeNet5, 61_706),
-        (ConvLeNet, 2_742),
-        (Skeleton, 15_962),
-        (NetFast, 18_010),
-        (NetTiny, 2_946),
-        (Best8k, 7_918),
-        (Best20k, 19_098),
-    ],
-)
-def test_parameter_counts_of_the_docstrings(network, parameters):
-    assert sum(p.numel() for p in network().parameters()) == parameters
-    assert f"{parameters:,} parameters" in network.__doc__
+@each_network
+def test_parameters_and_receptive_field_are_those_of_the_docstring(network):
+    """The field is computed from the layers, and measured by gradients, after every layer that widens it."""
+    count, size = NETWORKS[network]
+    text = re.sub(r"\s+", " ", network.__doc__)
+    assert f"{count:,} parameters" in text and f"{size} × {size}" in text
+    assert sum(p.numel() for p in network().parameters()) == count
+    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "10_mistakes.ipynb", 4).cells}
+    scope = {"copy": copy, "nn": torch.nn, "np": np, "torch": torch}
+    exec(cells["receptive-fields"], scope)
+    # Up to the average over all places: each of them has a field of its own
+    layers = list(itertools.takewhile(lambda layer: not isinstance(layer, torch.nn.AvgPool2d), network().layers))
+    sides = [side for _, side, _ in scope["receptive_fields"](layers)]
+    windows = [index for index, layer in enumerate(layers, start=1) if isinstance(layer, scope["SPATIAL"])]
+    assert sides == [scope["measured_field"](layers[:index]) for index in windows] and sides[-1] == size
 
 
-def test_skeleton_options_add_what_they_say():
-    layers = [type(layer).__name__ for layer in Skeleton(batch_norm=True, dropout=0.1).layers]
-    assert layers.count("BatchNorm2d") == layers.count("Dropout2d") == 5
+def test_options_add_what_they_say_and_conv_lenet_begins_like_lenet():
+    kinds = [type(layer).__name__ for layer in Skeleton(batch_norm=True, dropout=0.1).layers]
+    assert kinds.count("BatchNorm2d") == kinds.count("Dropout2d") == 5
     assert sum(p.numel() for p in Skeleton(batch_norm=True).parameters()) == 16_166
     assert {layer.p for layer in Net20k(dropout=0.2).layers if isinstance(layer, torch.nn.Dropout2d)} == {0.2}
+    assert str(ConvLeNet().layers[:6]) == str(LeNet5().layers[:6])
 
 
 def test_blocks_that_share_have_the_same_filters():
     model = NetTiny((16, 28, 28, 28, 28), shared=True)
     assert sum(p.numel() for p in model.parameters()) == 2_574 and "2,574 parameters" in NetTiny.__doc__
-    assert model.layers[8] is model.layers[12] is model.layers[16]
-    assert model.layers[9] is model.layers[13] is model.layers[17]
+    assert all(model.layers[first] is model.layers[first + 4] is model.layers[first + 8] for first in (8, 9))
     assert len({id(model.layers[place]) for place in (10, 14, 18)}) == 3  # a BatchNorm for each
     with pytest.raises(ValueError, match=r"the same.*\(16, 16, 20, 20, 24\)"):
         NetTiny(shared=True)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_images_in_logits_out(network):
+@each_network
+def test_images_in_logits_out_and_anything_else_is_named_in_the_error(network):
     for count in (1, 7):
         assert network().eval()(torch.rand(count, 1, 28, 28)).shape == (count, 10)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("shape", [(3, 1, 27, 28), (3, 3, 28, 28), (1, 28, 28), (28, 28), (3, 784)])
-def test_any_other_shape_is_named_in_the_error(network, shape):
-    with pytest.raises(ValueError, match=r"\(N, 1, 28, 28\).*" + re.escape(str(shape))):
-        network()(torch.rand(shape))
-
-
-def test_raw_pixels_are_refused():
-    with pytest.raises(ValueError, match=r"normalize.*uint8"):
-        Net8k()(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
-
-
-@pytest.fixture(scope="module")
-def fields():
-    """The functions of notebook 10 that compute and measure receptive fields."""
-    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "10_mistakes.ipynb", 4).cells}
-    scope = {"copy": copy, "nn": torch.nn, "np": np, "torch": torch}
-    exec(cells["receptive-fields"], scope)
-    return scope
-
-
-@pytest.mark.parametrize(
-    "network, size",
-    [
-        (LeNet5, 16),
-        (ConvLeNet, 16),
-        (Skeleton, 18),
-        (Net20k, 58),
-        (Net8k, 20),
-        (NetFast, 25),
-        (NetTiny, 22),
-        (Best8k, 22),
-        (Best20k, 22),
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
-)
-def test_receptive_field_of_the_docstrings(network, size, fields):
-    """Computed from the layers, and measured by gradients, after every layer that widens it."""
-    # Up to the average over all places: each of them has a field of its own
-    layers = list(itertools.takewhile(lambda layer: not isinstance(layer, torch.nn.AvgPool2d), network().layers))
-    computed = fields["receptive_fields"](layers)
-    windows = [index for index, layer in enumerate(layers) if isinstance(layer, fields["SPATIAL"])]
-    assert [side for _, side, _ in computed] == [fields["measured_field"](layers[: i + 1]) for i in windows]
-    assert computed[-1][1] == size
-    assert f"{size} × {size}" in re.sub(r"\s+", " ", network.__doc__)
+    for shape in [(3, 1, 27, 28), (3, 3, 28, 28), (1, 28, 28), (28, 28), (3, 784)]:
+        with pytest.raises(ValueError, match=r"\(N, 1, 28, 28\).*" + re.escape(str(shape))):
+            network()(torch.rand(shape))
+    with pytest.raises(ValueError, match=r"normalize.*uint8"):  # raw pixels
+        network()(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))

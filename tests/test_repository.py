@@ -1,5 +1,6 @@
-"""What the notebooks and README.md say about the repository is so."""
+"""What the notebooks and README.md say about the repository is so, and its parts stand where they belong."""
 
+import ast
 import json
 import re
 import statistics
@@ -17,57 +18,98 @@ from PIL import Image
 from model import Net8k
 from utils import RESULTS, load_weights, normalize, predict
 
+MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "conftest")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-def test_one_address_everywhere():
+
+def cells_of(path, kind="code"):
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_imports_run_one_way_and_notebooks_1_to_7_need_model_and_utils_alone(tmp_path):
+    """import-linter wants a package: the modules and the notebooks' imports are copied into one."""
+    package, named = tmp_path / "course", "|".join(MODULES)
+    package.mkdir()
+    (package / "__init__.py").touch()
+    sources = {name: (ROOT / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+    for path in NOTEBOOKS:
+        trees = [ast.parse(cell) for cell in cells_of(path)[1:]]  # the first cell finds the course
+        imports = [node for tree in trees for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        sources[f"notebook_{path.stem[:2]}"] = "\n".join(map(ast.unparse, imports))
+    for name, source in sources.items():
+        text = re.sub(rf"^from ({named}) import", r"from course.\1 import", source, flags=re.MULTILINE)
+        assert not re.search(rf"^\s*import ({named})\b", text, re.MULTILINE), name
+        (package / f"{name}.py").write_text(text, encoding="utf-8")
+    early = [f"course.notebook_{number:02}" for number in range(1, 8)]
+    rooms = [f"course.{name}" for name in MODULES if name not in ("model", "utils")]
+    (tmp_path / ".importlinter").write_text(
+        "[importlinter]\nroot_package = course\n"
+        "[importlinter:contract:1]\nname = one way\ntype = layers\ncontainers = course\n"
+        "layers =\n grade | study\n utils\n checkpoint | fast | mnist | model | picture\n"
+        "[importlinter:contract:2]\nname = early\ntype = forbidden\nallow_indirect_imports = true\n"
+        + "\n ".join(["source_modules =", *early])
+        + "\n ".join(["\nforbidden_modules =", *rooms])
+    )
+    assert len(MODULES) == 8 and "from course.utils import" in (package / "notebook_07.py").read_text()
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "2 kept, 0 broken" in done.stdout, done.stdout + done.stderr
+
+
+def test_no_module_imports_a_private_name():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
+
+
+def test_one_address_everywhere_and_every_notebook_has_its_badge():
     for path in copies():
         assert set(re.findall(FORM, path.read_text(encoding="utf-8"))) == {address()}, path
-
-
-def test_every_notebook_has_its_badge():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = set()
     for path in NOTEBOOKS:
-        first = nbformat.read(path, as_version=4).cells[0].source
-        assert first.splitlines()[2] == badge(path) and readme.count(badge(path)) == 1
-        links.add(badge(path))
+        assert cells_of(path, "markdown")[0].splitlines()[2] == badge(path) and README.count(badge(path)) == 1
     everything = "\n".join(path.read_text(encoding="utf-8") for path in copies())
-    assert len(re.findall(r"colab\.research\.google\.com/github/", everything)) == 2 * len(links)
+    assert len(re.findall(r"colab\.research\.google\.com/github/", everything)) == 2 * len(NOTEBOOKS)
 
 
 def test_one_command_changes_the_address(tmp_path):
-    for path in copies():
+    for path in [*copies(), ROOT / "scripts" / "address.py"]:
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    (tmp_path / "tests").mkdir()
-    script = tmp_path / "tests" / "address.py"
-    script.write_bytes((ROOT / "tests" / "address.py").read_bytes())
-    assert subprocess.run([sys.executable, script, "not an address"], capture_output=True, timeout=60).returncode == 1
-    new = "https://github.com/someone/somewhere"
-    subprocess.run([sys.executable, script, new + ".git"], check=True, timeout=60)  # as GitHub's button copies it
-    changed = [path for path in copies() if address() in path.read_text(encoding="utf-8")]
-    for path in changed:
-        text = (tmp_path / path.relative_to(ROOT)).read_text(encoding="utf-8")
-        assert address() not in text and new in text and new + ".git" not in text
-        assert (
-            "colab.research.google.com/github/someone/somewhere/blob/main/notebooks/" in text or path.suffix == ".toml"
-        )
-    old_name = address().removeprefix("https://github.com/")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and old_name in path.read_text(encoding="utf-8")]
+    script = [sys.executable, tmp_path / "scripts" / "address.py"]
+    assert subprocess.run([*script, "not an address"], capture_output=True, timeout=60).returncode == 1
+    # With .git, as GitHub's button copies it
+    subprocess.run([*script, "https://github.com/someone/somewhere.git"], check=True, timeout=60)
+    for path in copies():
+        before, after = (file.read_text(encoding="utf-8") for file in (path, tmp_path / path.relative_to(ROOT)))
+        old, new = (of.removeprefix("https://github.com/") for of in (address(), "someone/somewhere"))
+        assert after == before.replace(old, new) and old in before and "somewhere.git" not in after
 
 
-def test_files_named_in_the_readme_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"src=\"([^\":]+)\"", text):
-        assert (ROOT / target).exists(), target
+def test_files_named_in_the_texts_exist():
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "notebooks" / "colab.md"]
+    pages = {path: path.read_text(encoding="utf-8") for path in texts}
+    pages |= {path: "\n".join(cells_of(path, "markdown")) for path in NOTEBOOKS}
+    for path, text in pages.items():
+        for target in re.findall(r"\]\(([^)#:\s]+)\)", text) + re.findall(r"src=\"([^\":]+)\"", text):
+            assert (path.parent / target).exists(), (path, target)
 
 
 @pytest.mark.parametrize("name", readme.TABLES)
 def test_the_tables_are_what_the_saved_runs_say(name):
     assert readme.section(name).group(1) == readme.TABLES[name](), (
         "The saved runs in notebooks/results are not those of README.md. If you trained some again: "
-        "'git checkout notebooks/results' brings the course's own back, 'python tests/readme.py' shows yours."
+        "'git checkout notebooks/results' brings the course's own back, 'python scripts/readme.py' shows yours."
     )
+
+
+def test_ci_runs_the_readmes_test_command():
+    [command] = re.findall(r"^python3 -m venv .*pytest --nbval$", README, re.MULTILINE)
+    lines = [line.strip() for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()]
+    *setup, test = command.split(" && ")
+    assert all(part in lines for part in setup)
+    assert [line for line in lines if line.startswith(f"{test} ")]
 
 
 def test_the_speed_figures_are_those_of_the_measurements():
@@ -96,29 +138,28 @@ def test_the_benchmark_counts_only_what_is_held():
     assert benchmark.seconds_to(elapsed, [99.4, 99.3, 99.4, 99.5], 99.4) == 30.0
     assert benchmark.seconds_to(elapsed, [99.4, 99.4, 99.4, 99.4], 99.4) == 10.0
     assert benchmark.seconds_to(elapsed, [99.5, 99.5, 99.5, 99.39], 99.4) is None
-    usual = {"seconds": None, "elapsed": elapsed}
-    course = {"seconds": 10.0, "elapsed": elapsed}
+    usual, course = {"seconds": None, "elapsed": elapsed}, {"seconds": 10.0, "elapsed": elapsed}
     assert benchmark.ratios_to_99_4({"usual": [usual, usual], "course": [course, usual]}) == [4.0, 0.0]
     assert sum(p.numel() for p in benchmark.TrainMnistFast().parameters()) == 215_194
 
 
 @pytest.mark.slow
-def test_the_readmes_lines_read_a_digit_and_export_the_network(mnist, tmp_path, monkeypatch, capfd):
-    """The code of README.md, as it stands there; ONNX Runtime gives the logits that PyTorch gives."""
+def test_the_lines_that_read_a_digit_and_export_the_network(mnist, tmp_path, monkeypatch, capfd):
+    """The code of README.md and of notebook 10, as it stands there; ONNX Runtime gives the logits of PyTorch."""
     import onnxruntime  # here, because it would take memory from all that runs before
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    use, export = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    [use] = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    text = "\n".join(cells_of(ROOT / "notebooks" / "10_mistakes.ipynb", "markdown"))
+    [export] = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     drawing = Image.fromarray(255 - mnist.test_images[0, 0].cpu().numpy()).resize((120, 120))
     drawing.save("digit.png")
-    scope = {}
-    exec(use, scope)
+    exec(use, {})
     assert capfd.readouterr().out.strip() == str(mnist.test_labels[0].item())
-    exec(export, scope)
+    exec(export, {})
     session = onnxruntime.InferenceSession("net8k.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 500):
         images = mnist.test_images[:count].cpu()
         [logits] = session.run(["logits"], {"images": normalize(images).numpy()})
-        expected = predict(load_weights(Net8k(), "target-8k-seed0"), images)
+        expected = predict(load_weights(Net8k(), "target-8k/seed0"), images)
         assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)

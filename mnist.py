@@ -1,0 +1,225 @@
+"""Where the images come from: found on the disk, or downloaded and checked, or replaced by scikit-learn's digits.
+
+A reader of the course needs two names of this file, ``load_mnist`` and ``Data``; ``utils`` passes both on.
+"""
+
+import gzip
+import os
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+
+# Size in bytes and MD5 of the four files, as Yann LeCun published them, and the MD5 of what the mirrors have (gzip).
+MNIST_FILES = {
+    "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+    "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624", "d53e105ee54ea40749a09fcbcd1e9432"),
+    "t10k-images-idx3-ubyte": (7_840_016, "2646ac647ad5339dbf082846283269ea", "9fb629c4189551a2d022fa330f9573f3"),
+    "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637", "ec29112dd5afa0611ce80d1b7f02629c"),
+}
+MIRRORS = [
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to train on and images to evaluate on, all on one device.
+
+    Images are uint8 tensors of shape ``(N, 1, 28, 28)``, 0 (background) to 255 (ink); labels are int64 tensors of shape
+    ``(N,)``, 0 to 9. ``name`` is ``"MNIST"`` or ``"digits"``. ``evaluated_on`` says what the ``test_`` tensors hold:
+    ``"test"``, or ``"validation"`` for training images that were held out.
+    """
+
+    name: str
+    evaluated_on: str
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {len(self.train_labels):,} training images, "
+            f"{len(self.test_labels):,} {self.evaluated_on} images"
+        )
+
+
+def load_mnist(
+    root: str | Path | None = None, *, validation: bool = False, device: torch.device | str | None = None
+) -> Data:
+    """Return MNIST, 60,000 training and 10,000 test images, as tensors on ``device``.
+
+    Where ``find_mnist`` finds no files, the 1,797 handwritten digits inside scikit-learn take MNIST's place
+    (``name == "digits"``).
+
+    Args:
+        root: see ``find_mnist``.
+        validation: hold out the last sixth of the training images (10,000 for MNIST) and evaluate on them; the test
+            images are then not in the result. For choosing settings.
+        device: where the tensors go; default ``pick_device()``.
+
+    Raises:
+        ValueError, FileNotFoundError: see ``find_mnist``.
+    """
+    device = torch.device(device) if device else pick_device()
+    folder = find_mnist(root)
+    name, (train, test) = ("MNIST", _read_files(folder)) if folder else ("digits", _load_digits())
+    if validation:
+        held_out = len(train[1]) // 6
+        train, test = [t[:-held_out] for t in train], [t[-held_out:] for t in train]
+    return Data(name, "validation" if validation else "test", *(t.to(device) for t in (*train, *test)))
+
+
+def pick_device() -> torch.device:
+    """Return the fastest device here: a CUDA GPU, Apple's MPS, or the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a GPU whose driver is too old for this PyTorch: the CPU will do
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def find_mnist(root: str | Path | None = None) -> Path | None:
+    """Return the folder that holds MNIST, downloading it if need be; None stands for scikit-learn's digits.
+
+    The four files are looked for in ``root``, then in the folder that the environment variable ``MNIST_ROOT`` names,
+    then in ``data/`` beside this file, each laid out as torchvision does (``MNIST/raw/`` inside). Only when none has
+    them are they downloaded into ``data/``. Files are trusted only after their MD5 matches.
+
+    Args:
+        root: folder to look in first; a relative one counts from the working directory or from the repository's root.
+            ``"digits"`` (here or in ``MNIST_ROOT``) asks for scikit-learn's digits at once.
+
+    Raises:
+        ValueError: a file is damaged.
+        FileNotFoundError: some of the four files are there and others are missing; in ``data/``, only if they cannot be
+            downloaded.
+    """
+    for asked in (root, os.environ.get("MNIST_ROOT")):
+        if not asked:
+            continue
+        if str(asked) == "digits":
+            return None
+        for folder in (Path(asked).expanduser(), ROOT / asked):
+            if _check_files(folder):
+                return folder
+        print(f"No MNIST files in {Path(asked) / 'MNIST' / 'raw'}; looking further.")
+    folder = ROOT / "data"
+    incomplete = None
+    try:
+        if _check_files(folder):
+            return folder
+    except FileNotFoundError as error:
+        incomplete = error  # the course's own folder: download the whole set again
+    try:
+        download(folder)
+    except OSError as error:
+        if incomplete:
+            raise incomplete from error
+        print(
+            f"MNIST could not be downloaded ({error}): using the 1,797 digits of scikit-learn instead, "
+            "which say nothing about MNIST."
+        )
+        return None
+    return folder
+
+
+def download(folder: Path, timeout: float = 6) -> None:
+    """Download MNIST into ``folder``, from the first mirror that has it; nothing is seen there before all is verified.
+
+    Args:
+        folder: where ``MNIST/raw/`` shall be.
+        timeout: seconds after which a mirror that sends nothing is given up.
+
+    Raises:
+        OSError: no mirror answered, or what arrived was damaged.
+    """
+    pooch.get_logger().setLevel("WARNING")  # its notes would stand on the notebook's page
+    raw, reason = folder / "MNIST" / "raw", None
+    bar = tqdm(desc="downloading MNIST", unit="B", unit_scale=True, leave=False, file=sys.stdout)
+    with bar, tempfile.TemporaryDirectory(prefix="mnist-") as temporary:
+        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=bar)
+        for mirror in MIRRORS:
+            try:
+                packed = {
+                    name: pooch.retrieve(
+                        f"{mirror}{name}.gz", f"md5:{md5}", f"{name}.gz", temporary, downloader=downloader
+                    )
+                    for name, (_, _, md5) in MNIST_FILES.items()
+                }
+                break
+            except ValueError:  # pooch's word for a wrong checksum
+                reason = "the files that arrived were damaged"
+            except OSError as error:  # among them, all errors of the library requests
+                reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        else:
+            raise ConnectionError(reason)
+        raw.mkdir(parents=True, exist_ok=True)
+        for name, file in packed.items():
+            part = raw / f"{name}.{os.getpid()}.tmp"
+            with gzip.open(file) as content:
+                part.write_bytes(content.read())
+            os.replace(part, raw / name)
+
+
+def _check_files(folder: Path) -> bool:
+    """Return whether ``folder`` holds MNIST: False if it has none of the four files, an error if they are not right."""
+    raw = folder / "MNIST" / "raw"
+    missing = [name for name in MNIST_FILES if not (raw / name).is_file()]
+    if len(missing) == len(MNIST_FILES):
+        return False
+    if missing:
+        raise FileNotFoundError(
+            f"{raw / missing[0]} is missing, though other files of MNIST are there. "
+            f"Copy it there, or delete {raw} to have all four downloaded again."
+        )
+    for name, (size, md5, _) in MNIST_FILES.items():
+        if (found := pooch.file_hash(raw / name, alg="md5")) != md5:
+            raise ValueError(
+                f"{raw / name} is damaged: expected {size:,} bytes with MD5 {md5}, found "
+                f"{(raw / name).stat().st_size:,} bytes with MD5 {found}. "
+                f"Replace it by a good copy, or delete {raw} to have all four files downloaded again."
+            )
+    return True
+
+
+def _read_files(folder: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Return the images and labels of the training set, and of the test set."""
+    # Imported only here: torchvision loads torch._dynamo, 120 MB that a process needs only if it trains.
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    # Not through torchvision.datasets.MNIST, which would prefer an unverified MNIST/processed/ of older versions.
+    raw = folder / "MNIST" / "raw"
+    return tuple(
+        (
+            read_image_file(str(raw / f"{part}-images-idx3-ubyte")).unsqueeze(1),
+            read_label_file(str(raw / f"{part}-labels-idx1-ubyte")),
+        )
+        for part in ("train", "t10k")
+    )
+
+
+def _load_digits() -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Return scikit-learn's 8 x 8 digits, framed as MNIST's are: 20 x 20 pixels in the middle of 28 x 28."""
+    # Imported where it is needed: with MNIST it would only cost 80 MB in every notebook.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    images = F.pad(F.interpolate(images, (20, 20), mode="bilinear"), (4, 4, 4, 4)).round().to(torch.uint8)
+    labels = torch.from_numpy(digits.target).long()
+    splits = train_test_split(range(len(labels)), test_size=0.2, stratify=digits.target, random_state=0)
+    return tuple((images[split], labels[split]) for split in splits)

@@ -1,0 +1,98 @@
+"""Write the README's tables and its picture again, from the saved runs: python scripts/readme.py
+
+Tests compare the tables with the runs; the picture is not compared.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from address import NOTEBOOKS, badge
+
+from utils import RESULTS, load_run, load_runs, mean_accuracy, plot_runs
+
+FORM = "<!-- {0}: written by scripts/readme.py -->\n(.*)<!-- end of {0} -->\n"
+CHANGES = {
+    "01_baseline": "nothing yet: the data, the training loop written out, LeNet-5",
+    "02_skeleton": "no fully connected layers",
+    "03_regularisation": "BatchNorm and dropout, one at a time",
+    "04_target_20k": "the network and the target of the first assignment",
+    "05_capacity": "half the parameters",
+    "06_augmentation": "small random changes of the training images",
+    "07_target_8k": "a schedule and averaged weights: the second assignment's target",
+    "08_speed": "the time: the same accuracy in less than half of it",
+    "09_evidence": "the number of seeds: ten for each target; ten changes of the recipe",
+    "10_mistakes": "the question: which digits are misread, and why",
+    "11_your_turn": "everything, by you: an exercise that grades itself",
+    "12_frontier": "the network: how few parameters are enough for 99.4 %",
+}
+
+
+def results() -> str:
+    """Return the result table, in Markdown, as the saved runs have it."""
+    tables = [
+        ("**under 20,000**", [("`Net20k`", load_runs("target-20k")), ("`Best20k`", load_runs("best-20k"))], "20k"),
+        ("**under 8,000**", [("`Net8k`", load_runs("target-8k")), ("`Best8k`", load_runs("best-8k"))], "8k"),
+        (
+            "**at most 3,000**",
+            [("`NetTiny`", load_runs("tiny")), ("... shared filters", load_runs("tiny-shared"))],
+            None,
+        ),
+    ]
+    lines = ["| network | parameters | accuracy | seeds that hold |", "|---|---|---|---|"]
+    for budget, networks, log in tables:
+        lines.append(f"| {budget} | | | |")
+        lines += [row(name, runs) for name, runs in networks]
+        if log:
+            lines.append(row("the assignment's log", [load_run(f"others/assignment-{log}")]))
+    return "\n".join(lines) + "\n"
+
+
+def row(name: str, runs: list[dict]) -> str:
+    """Return one row of the result table, for runs of one network that differ in their seeds."""
+    means = [mean_accuracy(run, 5) for run in runs]
+    held = sum(min(run["history"]["test_accuracy"][-5:]) >= 99.4 for run in runs)
+    mean = f"{np.mean(means):.2f}" + (f" ± {np.std(means, ddof=1):.2f}" if len(runs) > 1 else "")
+    return f"| {name} | {runs[0]['parameters']:,} | {mean} | {held} of {len(runs)} |"
+
+
+def course() -> str:
+    """Return the table of the notebooks, with the minutes that each takes under nbval."""
+    measured = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    lines = ["| notebook | what changes | minutes | |", "|---|---|---|---|"]
+    for path in NOTEBOOKS:
+        number, _, title = path.stem.partition("_")
+        title = f"{int(number)} {title.replace('_', ' ').capitalize()}"
+        minutes = measured["notebook_minutes"][path.stem]
+        lines.append(f"| [{title}](notebooks/{path.name}) | {CHANGES[path.stem]} | {minutes:.1f} | {badge(path)} |")
+    of = measured["machine"]["tests"]
+    machine = f"{of['processor']}, {of['threads']} threads, PyTorch {of['torch']}"
+    return "\n".join(lines) + f"\n\nMinutes on two processor cores ({machine}).\n"
+
+
+TABLES = {"results": results, "course": course}
+
+
+def section(name: str) -> re.Match:
+    """Find the table of that name in README.md: group 1 is what it holds now."""
+    return re.search(FORM.format(name), (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+if __name__ == "__main__":
+    for name, table in TABLES.items():
+        found = section(name)
+        text = found.string[: found.start(1)] + table() + found.string[found.end(1) :]
+        (ROOT / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    names = ("steps/target-20k", "steps/target-8k", "others/assignment-20k", "others/assignment-8k")
+    plot_runs([load_run(name) for name in names], target=99.4)
+    plt.gcf().savefig(RESULTS / "curves.png", dpi=150)

@@ -1,0 +1,200 @@
+"""Many runs: trained several at a time, killed and resumed, and compared (notebooks 9 and 12)."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import joblib
+import matplotlib.pyplot as plt
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from mnist import find_mnist
+from utils import RESULTS, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
+
+
+def run_study(
+    study: str, train: Callable[..., tuple[dict, nn.Module]], runs: list[dict], n_jobs: int = -1
+) -> list[dict]:
+    """Train every run that has no record yet, several at a time, and return the records of all, in the order given.
+
+    Records are looked for among the course's own, and then where ``save_run`` writes them. A run is saved as soon as
+    it ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If
+    ``train`` lets ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
+    ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
+    the workers of a cluster. They must be able to import the course's files and to find MNIST, must share the
+    folder of the results, and must be processes of one thread.
+
+    Args:
+        study: the folder of the records.
+        train: called as ``train(**run)``, most often in another process, so that it loads the data itself, by
+            ``load_mnist()`` without ``root``; returns what ``fit`` returned, and the model.
+        runs: the arguments of each run, all of them things that JSON can hold; among them ``name``, ``"study/run"``.
+            The record keeps them as ``arguments``.
+        n_jobs: how many runs at a time; -1: one on each processor core. A cluster always uses all its workers.
+
+    Raises:
+        ValueError: a run has no name of its own in the study's folder, or an argument that JSON cannot hold; a record
+            of that name was made with other arguments, or on other data than the rest, or is damaged; the runs would
+            share a process.
+        RuntimeError: some runs failed; all the others were still finished and saved.
+        FileNotFoundError: a run was saved elsewhere, by a worker that has another folder for results.
+    """
+    names = [run.get("name") for run in runs]
+    for name in names:
+        check_name(name)
+        if name.rpartition("/")[0] != study:
+            raise ValueError(f"expected the runs of this study to be named '{study}/...', got {name!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected every run to have a name of its own, got {names}")
+    check_json(runs)
+    runs = json.loads(json.dumps(runs))  # as a record has them: lists for tuples
+    backend, _ = joblib.parallel.get_active_backend()
+    if getattr(backend, "supports_sharedmem", False) and backend.effective_n_jobs(n_jobs) > 1:
+        raise ValueError("expected a backend of processes: threads would draw each other's random numbers")
+    folder = results_folder("digits" if find_mnist() is None else "MNIST")
+    records = {run["name"]: _find(run, folder) for run in runs}
+    _clear_away(names, folder)
+    tasks = [joblib.delayed(_train_and_save)(train, run, os.getpid()) for run in runs if not records[run["name"]]]
+    with tqdm(
+        total=len(runs), initial=len(runs) - len(tasks), desc=study, unit="run", leave=False, file=sys.stdout
+    ) as bar:
+        failures = []
+        for failure in joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks):
+            failures += [failure] if failure else []
+            bar.update()
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed, the others are saved; {'; '.join(failures)}")
+    records |= {run["name"]: _find(run, folder) for run in runs if not records[run["name"]]}
+    if missing := [name for name in names if not records[name]]:
+        raise FileNotFoundError(
+            f"{', '.join(missing)}: trained, but not saved in {folder}. Let MNIST_RESULTS name one folder, and "
+            "MNIST_ROOT the same data, for all the workers."
+        )
+    data = {name: record["data"] for name, record in records.items()}
+    if len(set(data.values())) > 1:
+        raise ValueError(f"expected records of runs on the same data, got {data}: delete those that do not belong here")
+    return list(records.values())
+
+
+def _find(run: dict, folder) -> dict | None:
+    """Return the record of a run with these arguments, from the course's own records or from ``folder``."""
+    for path in (place / f"{run['name']}.json" for place in (RESULTS, folder)):
+        if not path.is_file():
+            continue
+        record = read_record(path)
+        if "arguments" in record:
+            if record["arguments"] != run:
+                raise ValueError(
+                    f"{path} was made with {record['arguments']}, not with {run}: rename the run, or delete the file"
+                )
+            return record
+        # A notebook that trains one run of a study by itself (4 and 7) saves it without arguments.
+        if all(record[key] == run[key] for key in ("seed", "epochs") if key in run):
+            return record
+    return None
+
+
+def _clear_away(names: list[str], folder) -> None:
+    """Remove what a study that was killed while it wrote could not remove."""
+    for name in names:
+        for suffix in (".json.*.tmp", ".pt.*.tmp", ".checkpoint.*.tmp"):
+            for left in folder.glob(name + suffix):
+                left.unlink(missing_ok=True)
+        record, checkpoint = folder / f"{name}.json", folder / f"{name}.checkpoint"
+        # A newer one is that of a notebook which has begun to train this run again.
+        if record.is_file() and checkpoint.is_file() and checkpoint.stat().st_mtime_ns <= record.stat().st_mtime_ns:
+            checkpoint.unlink(missing_ok=True)
+
+
+# The random numbers of torch, and the standard output, are those of a whole process, whatever its threads do.
+_alone = threading.Lock()
+
+
+def _train_and_save(train: Callable[..., tuple[dict, nn.Module]], run: dict, study_process: int) -> str | None:
+    """Train and save one run of a study, without a line; return what went wrong, if anything did."""
+    if os.getppid() == study_process:
+        _end_with(study_process)
+    try:
+        if not _alone.acquire(blocking=False):
+            raise RuntimeError("another run is trained in this process: let every worker have one thread")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                record, model = train(**run)
+        finally:
+            _alone.release()
+        if record["name"] != run["name"]:
+            raise ValueError(f"expected train to return a record of that name, got {record['name']!r}")
+        save_run(record | {"arguments": run}, model)
+    except Exception as error:  # the other runs shall still be trained
+        return f"{run['name']}: {type(error).__name__}: {error}"
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """End this process, a worker of joblib, when its parent was killed.
+
+    It would go on without it, and the study, started again, would train the same run a second time beside it, into the
+    same files. (Windows keeps the number of a parent that has ended; there, a worker ends by itself when it has had
+    nothing to do for some minutes.)
+    """
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def plot_networks(
+    runs: dict[str, list[dict]], yours: list[dict] | None = None, last: int = 5, target: float = 99.4
+) -> None:
+    """Show parameters against accuracy: published networks as crosses, ours as dots with one standard deviation.
+
+    The accuracy of ours is the mean over the last five epochs and over the runs. The published figures are counted in
+    different ways: see ``notebooks/results/published.json``.
+
+    Args:
+        runs: for each network, named as in the picture, its records; one to seven networks.
+        yours: more records, each with a star of its own.
+        last: the number of final epochs over which the accuracy of ``yours`` is the mean.
+        target: an accuracy in percent, drawn as a horizontal line.
+
+    Raises:
+        ValueError: there are no networks, or more than seven, or one has no records.
+    """
+    colors = ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de", "#8c564b", "#d16ba5")
+    if not 1 <= len(runs) <= len(colors) or not all(runs.values()):
+        raise ValueError(f"expected one to {len(colors)} networks, each with records, got {list(runs)}")
+    published = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
+    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    for network in published:
+        point = network["parameters"], network["accuracy"]
+        side = {"xytext": (6, -3)} if point[0] < 100_000 else {"xytext": (-6, -3), "ha": "right"}
+        axis.plot(*point, "x", color="#888888")
+        axis.annotate(network["name"], point, textcoords="offset points", fontsize=8, color="#666666", **side)
+    for (name, of), color in zip(runs.items(), colors):
+        means = [mean_accuracy(run) for run in of]
+        error = np.std(means, ddof=1) if len(means) > 1 else None
+        label = f"{name} ({len(of)} seeds)"
+        axis.errorbar(of[0]["parameters"], np.mean(means), yerr=error, fmt="o", color=color, capsize=3, label=label)
+    for run in yours or []:
+        on = [part for part in (run["data"], run["evaluated_on"]) if part not in ("MNIST", "test")]
+        label = f"{run['name']} ({', '.join(on)})" if on else run["name"]
+        axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=label)
+    axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
+    counts = [network["parameters"] for network in [*published, *(of[0] for of in runs.values()), *(yours or [])]]
+    axis.set(xlabel="parameters", ylabel="accuracy (%)", xscale="log", xlim=(0.7 * min(counts), 2 * max(counts)))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    plt.show()
