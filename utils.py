@@ -1,9 +1,9 @@
 """The tools of notebooks 1 to 7, in the order in which the data flows through them:
 
-load -> augment -> train -> evaluate -> record -> plot -> check
+load (in mnist.py) -> train -> evaluate -> record -> plot -> check
 
-``train_epoch`` is the loop of notebook 1. Pixel values run from 0 (background) to 255 (ink) until ``normalize``;
-accuracies are in percent.
+``train_epoch`` is the loop of notebook 1; after it comes what later notebooks add to it. Pixel values run from 0
+(background) to 255 (ink) until ``normalize``; accuracies are in percent.
 """
 
 import copy
@@ -31,13 +31,66 @@ from tqdm import tqdm
 from checkpoint import Checkpoint, identity, torch_bytes, write_whole
 from fast import fast_order, has_bfloat16, machine
 from mnist import ROOT, Data
-from mnist import load_mnist as load_mnist  # load: where the images come from is a room of its own
+from mnist import load_mnist as load_mnist  # for the notebooks
 
 RESULTS = ROOT / "notebooks" / "results"
 MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, scaled to 0..1
 
 
-# ------------------------------------------------------------- augment ----
+# --------------------------------------------------------------- train ----
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Return pixel values 0 to 255, of any dtype and shape, as floats of mean 0 and standard deviation 1 (on MNIST)."""
+    return (images.float() / 255 - MEAN) / STD
+
+
+def train_epoch(
+    model: nn.Module,
+    data: Data,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int,
+    *,
+    augmentation: dict[str, float] | None = None,
+    bfloat16: bool = False,
+    loss_function: Callable | None = None,
+    scheduler: LRScheduler | None = None,
+    average: "Average | None" = None,
+    bar: tqdm | None = None,
+) -> tuple[float, float]:
+    """Train the model for one epoch; return the mean loss and the accuracy, in percent, over its training images.
+
+    This is the loop of notebook 1, word for word. A comment with + says that its line, and the one indented under it,
+    are added, and which notebook explains them. The arguments are those of ``fit``.
+    """
+    device = data.train_images.device
+    train_count = len(data.train_labels)
+    model.train()
+    loss_sum, correct = 0.0, 0
+    for batch in torch.randperm(train_count).to(device).split(batch_size):
+        images = data.train_images[batch]
+        labels = data.train_labels[batch]
+        if augmentation:  # + notebook 6
+            images = augment(images, **augmentation)
+        images = normalize(images)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):  # + notebook 8: shorter numbers
+            logits = model(images)
+        logits = logits.float()  # + notebook 8: the loss in float32 again
+        loss = F.cross_entropy(logits, labels)
+        if loss_function:  # + notebook 12
+            loss = loss_function(logits, labels, images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if scheduler:  # + notebook 7: the learning rate of the next step
+            scheduler.step()
+        if average:  # + notebook 7: the average of the weights
+            average.update(model)
+        loss_sum += loss.detach() * len(labels)
+        correct += (logits.argmax(1) == labels).sum()
+        if bar is not None:  # + notebook 1: the progress bar of fit
+            bar.update()
+    return loss_sum.item() / train_count, 100 * correct.item() / train_count
 
 
 def augment(images: torch.Tensor, *, degrees=0.0, translate=0.0, scale=0.0, shear=0.0, elastic=0.0) -> torch.Tensor:
@@ -85,67 +138,32 @@ def augment(images: torch.Tensor, *, degrees=0.0, translate=0.0, scale=0.0, shea
     return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=False)
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Return pixel values 0 to 255, of any dtype and shape, as floats of mean 0 and standard deviation 1 (on MNIST)."""
-    return (images.float() / 255 - MEAN) / STD
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.2) -> OneCycleLR:
+    """Return the schedule of notebook 7: the rate rises to the optimizer's ``lr``, and then falls to nearly zero.
 
+    Args:
+        optimizer: its ``lr``, one for each parameter group, is the peak.
+        steps: of the whole training: epochs × batches in an epoch. ``fit`` steps the schedule after every batch.
+        warm_up: the share of the steps, 0 to 1, in which the rate rises, from a tenth of the peak.
 
-# --------------------------------------------------------------- train ----
-
-
-def train_epoch(
-    model: nn.Module,
-    data: Data,
-    optimizer: torch.optim.Optimizer,
-    batch_size: int,
-    *,
-    augmentation: dict[str, float] | None = None,
-    bfloat16: bool = False,
-    loss_function: Callable | None = None,
-    scheduler: LRScheduler | None = None,
-    average: "Average | None" = None,
-    bar: tqdm | None = None,
-) -> tuple[float, float]:
-    """Train the model for one epoch; return the mean loss and the accuracy, in percent, over its training images.
-
-    This is the loop of notebook 1, word for word. The lines marked with + are added; each names the notebook that
-    explains it. The arguments are those of ``fit``.
+    Source: Smith and Topin, "Super-convergence: very fast training of neural networks", 2018.
     """
-    device = data.train_images.device
-    train_count = len(data.train_labels)
-    model.train()
-    loss_sum, correct = 0.0, 0
-    for batch in torch.randperm(train_count).to(device).split(batch_size):
-        images = data.train_images[batch]
-        labels = data.train_labels[batch]
-        if augmentation:  # + notebook 6
-            images = augment(images, **augmentation)
-        images = normalize(images)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):  # + notebook 8: shorter numbers
-            logits = model(images)
-        logits = logits.float()  # + notebook 8: the loss in float32 again
-        loss = F.cross_entropy(logits, labels)
-        if loss_function:  # + notebook 12
-            loss = loss_function(logits, labels, images)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if scheduler:  # + notebook 7: the learning rate of the next step
-            scheduler.step()
-        if average:  # + notebook 7: the average of the weights
-            average.update(model)
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-        if bar is not None:  # + the progress bar
-            bar.update()
-    return loss_sum.item() / train_count, 100 * correct.item() / train_count
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=warm_up,
+        div_factor=10,
+        final_div_factor=1000,
+        cycle_momentum=False,
+    )
 
 
 class Average:
     """An exponential moving average of a model's weights, and of BatchNorm's statistics. Notebook 7.
 
     At every step it keeps the fraction ``decay`` of itself and takes the rest from the model. At the start it keeps
-    less, (1 + n) / (10 + n) at the step with number n, so that the untrained weights are soon forgotten.
+    less: n / (9 + n) after n steps, so that the untrained weights are soon forgotten.
 
     Args:
         model: the network that is trained; the average has the same shape.
@@ -190,27 +208,6 @@ class Average:
     def _tensors(model: nn.Module) -> list[torch.Tensor]:
         """Return what has an average: not whole numbers, such as BatchNorm's count of batches."""
         return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
-
-
-def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.2) -> OneCycleLR:
-    """Return the schedule of notebook 7: the rate rises to the optimizer's ``lr``, and then falls to nearly zero.
-
-    Args:
-        optimizer: its ``lr``, one for each parameter group, is the peak.
-        steps: of the whole training: epochs × batches in an epoch. ``fit`` steps the schedule after every batch.
-        warm_up: the share of the steps, 0 to 1, in which the rate rises, from a tenth of the peak.
-
-    Source: Smith and Topin, "Super-convergence: very fast training of neural networks", 2018.
-    """
-    return OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=steps,
-        pct_start=warm_up,
-        div_factor=10,
-        final_div_factor=1000,
-        cycle_momentum=False,
-    )
 
 
 def fit(
