@@ -148,22 +148,18 @@ def download(folder: Path, timeout: float = 6) -> None:
     """
     pooch.get_logger().setLevel("WARNING")  # its notes would stand on the notebook's page
     raw, reason = folder / "MNIST" / "raw", None
-    bar = tqdm(desc="downloading MNIST", unit="B", unit_scale=True, leave=False, file=sys.stdout)
-    with bar, tempfile.TemporaryDirectory(prefix="mnist-") as temporary:
-        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=bar)
+    with tempfile.TemporaryDirectory(prefix="mnist-") as temporary:
         for mirror in MIRRORS:
             try:
                 packed = {
-                    name: pooch.retrieve(
-                        f"{mirror}{name}.gz", f"md5:{md5}", f"{name}.gz", temporary, downloader=downloader
-                    )
+                    name: _fetch(f"{mirror}{name}.gz", md5, temporary, timeout)
                     for name, (_, _, md5) in MNIST_FILES.items()
                 }
                 break
             except ValueError:  # pooch's word for a wrong checksum
                 reason = "the files that arrived were damaged"
-            except OSError as error:  # among them, all errors of the library requests
-                reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            except OSError as error:  # among them, all errors of the library requests, whose texts are long
+                reason = f"{type(error).__name__} at {mirror}" if error.errno is None else str(error)
         else:
             raise ConnectionError(reason)
         raw.mkdir(parents=True, exist_ok=True)
@@ -172,6 +168,14 @@ def download(folder: Path, timeout: float = 6) -> None:
             with gzip.open(file) as content:
                 part.write_bytes(content.read())
             os.replace(part, raw / name)
+
+
+def _fetch(url: str, md5: str, folder: str, timeout: float) -> str:
+    """Download one file into ``folder``, with a bar, and return its path. Raises ValueError if its MD5 is another."""
+    name = url.rpartition("/")[2]
+    with tqdm(total=1, desc=name, unit="B", unit_scale=True, leave=False, file=sys.stdout) as bar:
+        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=bar)
+        return pooch.retrieve(url, f"md5:{md5}", name, folder, downloader=downloader)
 
 
 def _check_files(folder: Path) -> bool:

@@ -509,7 +509,7 @@ def load_runs(study: str) -> list[dict]:
         FileNotFoundError: there is no such study.
         ValueError: one of its files is not a record.
     """
-    names = _names(f"{study}/*.json")
+    names = _names(RESULTS / study, ".json") if study else []
     if not names:
         studies = sorted(path.name for path in RESULTS.glob("*") if path.is_dir())
         raise FileNotFoundError(f"no study {study!r} in {RESULTS}; there are: {', '.join(studies) or 'none at all'}")
@@ -550,15 +550,16 @@ def _result(name: str, suffix: str) -> Path:
     path = RESULTS / f"{name}{suffix}"
     if not path.is_file():
         study = name.rpartition("/")[0]
-        load_runs(study)  # no such study: its error says so
-        names = ", ".join(_names(f"{study}/*{suffix}"))
+        if not (study and path.parent.is_dir()):
+            load_runs(study or name)  # whose error names the studies
+        names = ", ".join(_names(path.parent, suffix))
         raise FileNotFoundError(f"no {path.name} in {path.parent}; there are: {names or 'none at all'}")
     return path
 
 
-def _names(pattern: str) -> list[str]:
-    """Return the names of the results that match, without their suffixes, and seed10 after seed9."""
-    stems = [path.stem for path in RESULTS.glob(pattern)]
+def _names(folder: Path, suffix: str) -> list[str]:
+    """Return the names of the files there that end like this, without the end, and seed10 after seed9."""
+    stems = [path.stem for path in folder.glob(f"*{suffix}")]
     return sorted(stems, key=lambda stem: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", stem)])
 
 

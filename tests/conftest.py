@@ -10,23 +10,22 @@ matplotlib.use("Agg")
 
 
 @pytest.fixture(scope="session")
-def mnist() -> Data:
-    """Real MNIST, wherever it is present."""
-    data = load_mnist(device="cpu")
-    if data.name != "MNIST":
-        pytest.skip("MNIST is not here")
-    return data
+def data() -> Data:
+    return load_mnist(device="cpu")  # MNIST where it is present, the digits elsewhere
+
+
+@pytest.fixture(scope="session")
+def mnist(data) -> Data:
+    return data if data.name == "MNIST" else pytest.skip("MNIST is not here")
 
 
 @pytest.fixture(scope="session")
 def digits() -> Data:
-    """scikit-learn's digits, which are always present."""
-    return load_mnist("digits", device="cpu")
+    return load_mnist("digits", device="cpu")  # scikit-learn's, which are always present
 
 
 @pytest.fixture(scope="session")
 def few(digits) -> Data:
-    """250 training and 120 test digits: with batches of 100, the last one is short."""
     return first_of(digits)
 
 
@@ -35,6 +34,6 @@ def place(tmp_path, monkeypatch):
     """An empty folder for the results of runs on the digits; the course's own records are out of sight."""
     monkeypatch.setenv("MNIST_ROOT", "digits")
     monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
-    for module in ("utils", "study"):  # study imports the name
+    for module in ("utils", "study"):  # study has a name of its own for it
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "course")
     return tmp_path

@@ -8,16 +8,16 @@ from utils import fit
 
 
 def first_of(digits: Data) -> Data:
-    """250 training and 120 test digits."""
+    """250 training and 120 test digits: with batches of 100, the last one is short."""
     train, test = (digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels)
     return Data(digits.name, "test", *(t[:250] for t in train), *(t[:120] for t in test))
 
 
-def train(data, *, network=lambda: Skeleton(True, 0.1), lr=0.05, schedule=None, **settings):
-    """A short run, by default on a small network with BatchNorm and dropout: (record, model)."""
+def train(data, *, model=None, optimizer=None, lr=0.05, schedule=None, **settings):
+    """A short run, on a small network with BatchNorm and dropout unless another is given: (record, model)."""
     torch.manual_seed(0)
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    model = model or Skeleton(True, 0.1)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     settings = {"name": "few/short", "epochs": 2, "batch_size": 100, "seed": 0} | settings
     return fit(model, data, optimizer=optimizer, scheduler=schedule and schedule(optimizer), **settings), model
 

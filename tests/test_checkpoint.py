@@ -1,7 +1,8 @@
-"""Trainings that are stopped in the middle of a batch, and go on."""
+"""Trainings that are stopped in the middle of an epoch, and go on."""
 
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import repeat
 
 import pytest
 import torch.nn.functional as F
@@ -11,73 +12,50 @@ from torch.optim.lr_scheduler import MultiStepLR
 from utils import one_cycle, save_run
 
 
-class StopAfter:
-    """A loss: the cross-entropy of so many batches, and then Ctrl-C."""
-
-    def __init__(self, batches):
-        self.left = batches
-
-    def __call__(self, logits, labels, images):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return F.cross_entropy(logits, labels)
-
-
-def trained(data, *, stop=99, epochs=4, milestones=None, **settings):
-    """A run with everything that a checkpoint must hold: momentum, schedule, average, dropout and augmentation."""
+def trained(data, *, batches=99, epochs=4, milestones=None, flipped=False, **settings):
+    """A run with all that a checkpoint must hold; it fails when it has trained so many batches, 3 to an epoch."""
+    left = repeat(None, batches)
     settings = {"seed": 5, "ema_decay": 0.7, "augmentation": {"degrees": 10}, "checkpoint": True} | settings
-    schedule = (lambda o: MultiStepLR(o, milestones)) if milestones else (lambda o: one_cycle(o, 3 * epochs))
-    with pytest.raises(KeyboardInterrupt) if stop < 3 * epochs else nullcontext():
-        return train(data, epochs=epochs, schedule=schedule, loss=StopAfter(stop), **settings)
+    settings["schedule"] = lambda o: MultiStepLR(o, milestones) if milestones else one_cycle(o, 3 * epochs)
+    settings["loss"] = lambda logits, labels, images: next(left) or F.cross_entropy(logits, labels)
+    data = replace(data, train_labels=data.train_labels.flip(0)) if flipped else data
+    with pytest.raises(StopIteration) if batches < 3 * epochs else nullcontext():
+        return train(data, epochs=epochs, **settings)
 
 
-@pytest.fixture(scope="module")
-def whole(few):
-    return trained(few, checkpoint=False)
-
-
-@pytest.mark.parametrize("stops, after", [([2], []), ([3], [1]), ([5, 7], [1, 3]), ([6], [2]), ([11], [3]), ([12], [])])
-def test_stopped_in_any_epoch_a_run_ends_bit_for_bit_the_same(few, place, whole, capsys, stops, after):
-    """It is stopped after so many batches, three to an epoch; the second number counts from where it went on."""
-    for stop in stops:
-        trained(few, stop=stop)
-    capsys.readouterr()
-    run, model = trained(few)
-    printed = capsys.readouterr().out
-    assert run["history"] == whole[0]["history"] and same_weights(model, whole[1])
-    assert run.get("continued_after", []) == after and [
-        int(line[:2]) for line in printed.splitlines() if "Train:" in line
-    ] == [1, 2, 3, 4]
-    if after:
-        assert f"few/short was stopped after epoch {after[-1]} of 4; it goes on from short.checkpoint" in printed
-    assert ("few/short was trained to its end, but not saved" in printed) == (stops == [12])
-    assert len(run["elapsed"]) == 4 and run["elapsed"] == sorted(run["elapsed"])
-    assert run["seconds"] >= run["elapsed"][-1] - 0.1  # rounded
-    assert [path.name for path in (place / "digits" / "few").iterdir()] == ["short.checkpoint"]
-    save_run(run, model)
-    assert sorted(path.name for path in (place / "digits" / "few").iterdir()) == ["short.json", "short.pt"]
+ON = "few/short was stopped after epoch {} of 4; it goes on from short.checkpoint."
+END = "few/short was trained to its end, but not saved; here it is again, from short.checkpoint."
+OTHER = "short.checkpoint is of a run with other settings, weights or images: starting anew."
+DAMAGED = "short.checkpoint cannot be read: starting anew."
 
 
 @pytest.mark.parametrize(
-    "change",
+    "stops, after, told, change",
     [
-        {"epochs": 5}, {"seed": 6}, {"ema_decay": 0.5}, {"batch_size": 99}, {"milestones": [3, 7]}, {"labels": "flipped"},
-        lambda content: b"", lambda content: b"half a checkpoint", lambda content: content[:-100],
+        ([2], [], "", {}), ([3], [1], ON, {}), ([6], [2], ON, {}), ([5, 7], [1, 3], ON, {}), ([11], [3], ON, {}),
+        ([12], [], END, {}), ([4], [], OTHER, {"epochs": 5}), ([4], [], OTHER, {"seed": 6}),
+        ([4], [], OTHER, {"batch_size": 99}), ([4], [], OTHER, {"ema_decay": 0.5}), ([4], [], OTHER, {"flipped": True}),
+        ([4], [], OTHER, {"milestones": [3, 7]}), ([4], [], DAMAGED, {"content": slice(0)}),
+        ([4], [], DAMAGED, {"content": slice(-100)}), ([4], [], DAMAGED, {"content": slice(100, None)}),
     ],
 )  # fmt: skip
-def test_a_checkpoint_that_is_damaged_or_of_another_run_is_not_used(few, place, capsys, change):
-    settings = {"milestones": [2, 7]} if "milestones" in str(change) else {}
-    trained(few, stop=4, **settings)
-    file = place / "digits" / "few" / "short.checkpoint"
-    if callable(change):
-        file.write_bytes(change(file.read_bytes()))
-        line, change = "short.checkpoint cannot be read: starting anew.", {}
-    else:
-        line = "short.checkpoint is of a run with other settings, weights or images: starting anew."
-    if change.pop("labels", None):  # the same images and labels, but other pairs
-        few = replace(few, train_labels=few.train_labels.flip(0))
-    fresh, model = trained(few, checkpoint=False, **change)
+def test_a_stopped_run_ends_bit_for_bit_the_same(few, place, capsys, stops, after, told, change):
+    """It goes on after its last whole epoch, or starts anew if its checkpoint is damaged or the run has changed."""
+    change, content = {key: change[key] for key in change if key != "content"}, change.get("content", slice(None))
+    whole, model = trained(few, checkpoint=False, **change)
+    assert not list(place.iterdir())
+    for batches in stops:  # the second number counts from where the run went on
+        trained(few, batches=batches, milestones=[2, 7] if "milestones" in change else None)
+    for file in (folder := place / "digits" / "few").glob("*"):
+        file.write_bytes(file.read_bytes()[content])
+    capsys.readouterr()
     run, same = trained(few, **change)
-    assert line in capsys.readouterr().out
-    assert run["history"] == fresh["history"] and same_weights(model, same) and "continued_after" not in run
+    printed = capsys.readouterr().out
+    assert run["history"] == whole["history"] and same_weights(model, same)
+    assert run.get("continued_after", []) == after and told.format(*after[-1:]) in printed
+    epochs = [int(line[:2]) for line in printed.splitlines() if "Train:" in line]
+    assert epochs == list(range(1, run["epochs"] + 1)) and len(run["elapsed"]) == len(epochs)
+    assert run["elapsed"] == sorted(run["elapsed"]) and run["seconds"] >= run["elapsed"][-1] - 0.1  # rounded
+    assert [file.name for file in folder.iterdir()] == ["short.checkpoint"]
+    save_run(run, model)
+    assert sorted(file.name for file in folder.iterdir()) == ["short.json", "short.pt"]

@@ -31,8 +31,8 @@ Conv2d 16 17 17 2304, BatchNorm2d 16 17 17 32, ReLU 16 17 17 0, Dropout2d 16 17 
 Conv2d 16 17 17 2304, BatchNorm2d 16 17 17 32, ReLU 16 17 17 0, Dropout2d 16 17 17 0
 MaxPool2d 16 9 9 0, Conv2d 16 9 9 256, BatchNorm2d 16 9 9 32
 Conv2d 16 9 9 2304, BatchNorm2d 16 9 9 32, ReLU 16 9 9 0, Dropout2d 16 9 9 0
-Conv2d 16 9 9 2304, ReLU 16 9 9 0, BatchNorm2d 16 9 9 32, Dropout2d 16 9 9 0
-MaxPool2d 16 4 4 0, Conv2d 16 4 4 256, BatchNorm2d 16 4 4 32, Conv2d 10 4 4 1440, BatchNorm2d 10 4 4 20, AvgPool2d 10 1 1 0"""
+Conv2d 16 9 9 2304, ReLU 16 9 9 0, BatchNorm2d 16 9 9 32, Dropout2d 16 9 9 0, MaxPool2d 16 4 4 0
+Conv2d 16 4 4 256, BatchNorm2d 16 4 4 32, Conv2d 10 4 4 1440, BatchNorm2d 10 4 4 20, AvgPool2d 10 1 1 0"""
 NET8K_ROWS = """\
 Conv2d 8 26 26 72, ReLU 8 26 26 0, BatchNorm2d 8 26 26 16, Conv2d 9 24 24 648, ReLU 9 24 24 0, BatchNorm2d 9 24 24 18
 Conv2d 10 22 22 810, ReLU 10 22 22 0, BatchNorm2d 10 22 22 20, MaxPool2d 10 11 11 0

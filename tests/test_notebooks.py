@@ -43,7 +43,7 @@ def test_the_course_is_complete_and_all_first_cells_are_the_same():
     assert len({code_cells(nbformat.read(path, as_version=4))[0].source for path in NOTEBOOKS}) == 1
 
 
-def test_executed_in_order_on_mnist_and_without_errors(notebook):
+def test_a_page_is_executed_in_order_on_mnist_and_holds_nothing_of_a_machine(notebook):
     cells = code_cells(notebook)
     # A cell without a count would not be compared by nbval at all.
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -51,9 +51,12 @@ def test_executed_in_order_on_mnist_and_without_errors(notebook):
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert any("MNIST: 60,000 training images, 10,000 test images" in printed(cell) for cell in cells)
+    assert "widgets" not in notebook.metadata and notebook.metadata["accelerator"] == "GPU"
+    assert not re.search(r"/(home|root|work|tmp|Users)/|[A-Z]:\\\\", json.dumps(outputs))
+    assert notebook.path.stat().st_size < 1_000_000
 
 
-def test_structure(notebook):
+def test_a_page_has_its_parts_and_its_claims_are_compared(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
     assert re.match(rf"# {int(notebook.path.stem[:2])} · ", notebook.cells[0].source)
@@ -61,34 +64,26 @@ def test_structure(notebook):
     for before, cell, after in zip(notebook.cells, notebook.cells[1:], [*notebook.cells[2:], None]):
         if cell.cell_type == "code":  # nobody meets code without having read what to look for
             assert before.cell_type == "markdown"
+            # What may differ on another machine is tagged; nothing else makes nbval look away.
+            assert set(cell.metadata.get("tags", [])) <= {VARIES} and not re.search(
+                "NBVAL|PYTEST_VALIDATE", cell.source
+            )
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
                 assert after.cell_type == "markdown"  # every figure is followed by a text
-
-
-def test_claims_are_compared(notebook):
-    """What may differ on another machine is tagged; a claim never is, and nothing else makes nbval look away."""
-    for cell in code_cells(notebook):
-        assert set(cell.metadata.get("tags", [])) <= {VARIES}
-        assert not re.search(r"NBVAL|PYTEST_VALIDATE", cell.source)
     claims = [cell for cell in code_cells(notebook) if "check_target(" in cell.source]
     assert claims
     for cell in claims:
         assert not cell.metadata.get("tags") and "True" in printed(cell) and "False" not in printed(cell)
 
 
-def test_nothing_of_a_machine_is_in_it(notebook):
-    assert "widgets" not in notebook.metadata and notebook.metadata["accelerator"] == "GPU"
-    outputs = json.dumps([cell.outputs for cell in code_cells(notebook)])
-    assert not re.search(r"/(home|root|work|tmp|Users)/|[A-Z]:\\\\", outputs)
-    assert notebook.path.stat().st_size < 1_000_000
-
-
 @pytest.mark.parametrize("study", STUDIES)
 def test_saved_runs_are_whole(study):
     for run in load_runs(study):
         assert run["name"].split("/")[0] == study and load_run(run["name"]) == run and run["data"] == "MNIST"
-        assert {len(series) for series in run["history"].values()} == {run["epochs"]}
+        lengths = {series: len(values) for series, values in run["history"].items()}
+        assert lengths["test_loss"] == lengths["test_accuracy"] == run["epochs"]
         if "source" not in run:  # not an assignment's log
+            assert lengths["train_loss"] == lengths["train_accuracy"] == run["epochs"]
             assert {"parameters", "model", "seed", "evaluated_on", "seconds", "settings", "versions"} <= set(run)
             assert not [
                 key for part in run["settings"].values() if isinstance(part, dict) for key in part if key[0] == "_"

@@ -65,7 +65,7 @@ def test_no_module_imports_a_private_name():
 
 def test_one_address_everywhere_and_every_notebook_has_its_badge():
     for path in copies():
-        assert set(re.findall(FORM, path.read_text(encoding="utf-8"))) == {address()}, path
+        assert set(re.findall(FORM, path.read_text(encoding="utf-8"))) <= {address()}, path
     for path in NOTEBOOKS:
         assert cells_of(path, "markdown")[0].splitlines()[2] == badge(path) and README.count(badge(path)) == 1
     everything = "\n".join(path.read_text(encoding="utf-8") for path in copies())

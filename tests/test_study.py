@@ -1,201 +1,170 @@
 """Studies: several runs at a time, and what is left of them when they are killed."""
 
 import json
-import math
+import multiprocessing.forkserver
 import os
-from functools import partialmethod
-from pathlib import Path
+import random
+from functools import partial
 
+import helpers
 import joblib
+import psutil
 import pytest
 import torch
 
-import utils
-from model import Skeleton
-from utils import Data, fit, load_mnist, run_study
+from study import run_study, tqdm
+from utils import load_mnist, save_run
 
-RUNS = [{"name": f"run-{seed}", "seed": seed, "lr": 0.05} for seed in range(6)]
-
-
-def first_of(digits: Data) -> Data:
-    """250 training and 120 test digits."""
-    return Data(
-        digits.name, "test",
-        digits.train_images[:250], digits.train_labels[:250], digits.test_images[:120], digits.test_labels[:120],
-    )  # fmt: skip
+RUNS = [{"name": f"few/{n}", "seed": n, "lr": 0.05, "epochs": 2, "ema_decay": 0.8} for n in range(6)]
+never = partial(run_study, "few", None, n_jobs=1)  # each run without a record fails: TypeError
 
 
-def train(name, seed, lr, epochs=3):
-    """A short run on 250 digits, which loads its own data."""
-    torch.set_num_threads(1)  # in every process, because the results are compared bit for bit
-    few = first_of(load_mnist("digits", device="cpu"))
-    torch.manual_seed(seed)
-    model = Skeleton(batch_norm=True, dropout=0.1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    run = fit(
-        model,
-        few,
-        name=name,
-        optimizer=optimizer,
-        epochs=epochs,
-        batch_size=50,
-        seed=seed,
-        ema_decay=0.8,
-        checkpoint=True,
-    )
-    return run | {"process": os.getpid()}, model
+def train(**run):
+    record, model = helpers.train(helpers.first_of(load_mnist("digits", device="cpu")), **run, checkpoint=True)
+    return record | {"process": multiprocessing.current_process().name}, model
+
+
+def test_finished_runs_are_not_repeated_and_nothing_is_printed(place, monkeypatch, capsys):
+    records = run_study("few", train, RUNS[:2], n_jobs=1)
+    assert [(record["name"], record["arguments"]) for record in records] == [(run["name"], run) for run in RUNS[:2]]
+    assert "Train:" not in capsys.readouterr().out  # no wall of lines
+    times = {path: path.stat().st_mtime_ns for path in place.rglob("*.*")}
+    assert never(RUNS[1::-1]) == records[::-1]
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*.*")} == times and len(times) == 4
+    # The course's own records come before those that a notebook saved.
+    monkeypatch.setattr("study.RESULTS", place / "digits")
+    monkeypatch.setenv("MNIST_RESULTS", str(place / "mine"))
+    assert never(RUNS[:2]) == records and not (place / "mine").exists()
+    save_run(records[0] | {"seed": 7}, torch.nn.ReLU())
+    assert never(RUNS[:2]) == records
+
+
+def test_wrong_runs_are_refused_and_a_record_is_taken_only_for_its_own_run_beside_others_on_the_same_data(place):
+    record, model = train(**RUNS[0])
+    other = r"0.json was made with .*0.1,.*, not with .*0.05,.*: rename the run, or delete the file"
+    wrong = [
+        ({}, [RUNS[0], RUNS[0]], "a name of its own"), ({}, [{"seed": 0}], "plain file name .*None"),
+        ({}, [{"name": "few/a/b"}], "plain file name .*few/a/b"), ({}, [{"name": "b/a"}], "'few/...', got 'b/a'"),
+        ({}, [{"name": "a"}], "'few/...', got 'a'"), ({}, [RUNS[1] | {"lr": float("nan")}], "not JSON compliant"),
+        ({}, [RUNS[1] | {"lr": 1j}], "that JSON can hold .*1j"), ({"seed": 7}, RUNS[:1], "TypeError"),
+        ({"epochs": 7}, RUNS[:1], "TypeError"), ({"arguments": RUNS[0] | {"lr": 0.1}}, RUNS[:1], other),
+    ]  # fmt: skip
+    for change, runs, complaint in wrong:
+        save_run(record | change, model)
+        with pytest.raises((RuntimeError, ValueError), match=complaint):
+            never(runs)
+    for change in ({"arguments": RUNS[0]}, {}):  # the second one is that of a notebook
+        save_run(record | change, model)
+        assert never(RUNS[:1]) == [record | change]
+    (place / "course" / "few").mkdir(parents=True)
+    (place / "course" / "few" / "1.json").write_text(json.dumps(record | RUNS[1] | {"data": "MNIST"}))
+    with pytest.raises(ValueError, match=r"records of runs on the same data.*digits.*MNIST"):
+        never(RUNS[:2])
+
+
+def test_the_checkpoint_of_a_training_in_progress_stays(place):
+    save_run(*train(**RUNS[0]))
+    (checkpoint := place / "digits" / "few" / "0.checkpoint").touch()
+    os.utime(checkpoint.with_suffix(".json"), (0, 0))  # so the checkpoint was begun after it
+    never(RUNS[:1])
+    assert checkpoint.is_file()
+    os.utime(checkpoint, (0, 0))  # left, as the other one, by a study that was killed when it had saved the record
+    checkpoint.with_suffix(".pt.1.tmp").touch()
+    never(RUNS[:1])
+    assert {path.name for path in place.rglob("*.*")} == {"0.json", "0.pt"}
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_the_bar_shows_those_left(place, monkeypatch, capsys):
+    monkeypatch.setattr("study.tqdm", partial(tqdm, disable=False))  # whatever TQDM_DISABLE says
+    save_run(*train(**RUNS[0]))
+    runs = [RUNS[0], RUNS[1] | {"lr": 1e9}, *RUNS[2:4]]
+    failed = r"2 of 4 .*few/1: FloatingPointError: epoch 1: .*few/2: ValueError: .* a record of that name, got 'few/a'"
+    with pytest.raises(RuntimeError, match=failed):
+        run_study("few", lambda **run: train(**run | ({"name": "few/a"} if run["seed"] == 2 else {})), runs, n_jobs=1)
+    assert sorted(path.name for path in place.rglob("*.json")) == ["0.json", "3.json"]
+    assert "few:  25%" in (printed := capsys.readouterr().out) and "1/4 [00:00<?, ?run/s]" in printed
+
+
+def test_runs_never_share_a_process_because_threads_would_draw_each_other_s_random_numbers(place):
+    with joblib.parallel_config(backend="threading"), pytest.raises(ValueError, match="expected a backend of process"):
+        run_study("few", train, RUNS, n_jobs=2)
+    with pytest.raises(RuntimeError, match="few/1: RuntimeError: another run is trained in this process: let every"):
+        run_study("few", lambda **run: never(RUNS[1:]), RUNS[:1], n_jobs=1)
 
 
 def results(folder):
     """What a study left: of each run its history and its weights, and nothing else."""
-    folder = folder / "digits"
-    names = {run["name"] for run in RUNS}
-    assert {path.name for path in folder.iterdir()} == {
-        f"{name}{suffix}" for name in names for suffix in (".json", ".pt")
-    }
-    weights = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in names}
-    return {
-        name: (
-            json.loads((folder / f"{name}.json").read_text())["history"],
-            {key: value.tolist() for key, value in weights[name].items()},
-        )
-        for name in names
-    }
+    left = sorted(folder.rglob("*.*"))
+    assert [path.name for path in left] == [f"{n}{suffix}" for n in range(6) for suffix in (".json", ".pt")]
+    return [path.read_bytes() if path.suffix == ".pt" else json.loads(path.read_text())["history"] for path in left]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def same_threads():
-    """What train sets is undone in pytest's own process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+def study_to(folder, n_jobs, started):
+    os.environ.update(MNIST_ROOT="digits", MNIST_RESULTS=str(folder), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)  # as in the workers, because the results are compared bit for bit
+    if n_jobs is None:  # on a Dask cluster on this machine's loopback address
+        distributed = pytest.importorskip("distributed")
+        client = distributed.Client(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+        joblib.parallel_config(backend="dask", client=client)
+    started.set()
+    run_study("few", train, [run | {"epochs": 20} for run in RUNS], n_jobs=n_jobs)
+    joblib.externals.loky.get_reusable_executor().shutdown()  # its workers would wait for minutes
 
 
-def untrained(name):
-    """A run of no epochs, and the process that it was in."""
-    return {"name": name, "data": "digits", "history": {"test_accuracy": []}, "process": os.getpid()}, Skeleton()
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Trains in a process of its own; whatever happens to it, if it ends, it leaves what the first, quiet one left."""
+    psutil.LINUX or pytest.skip("forking with torch is safe on Linux only")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["study", "torch._dynamo", "sklearn.datasets", "distributed"])
 
+    def study(folder, n_jobs=1, seconds=120, watch=None):
+        started = context.Event()
+        process = context.Process(target=study_to, args=(folder, n_jobs, started))
+        process.start()
+        assert started.wait(60)
+        watch(process) if watch else process.join(seconds)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9 or results(folder) == results(quiet)
+        return process.exitcode
 
-def test_records_say_what_was_asked_and_finished_runs_are_not_repeated(place, capsys):
-    records = run_study("few", train, RUNS[:2], n_jobs=1)
-    assert "Train:" not in capsys.readouterr().out  # no wall of lines
-    assert [record["name"] for record in records] == ["run-0", "run-1"]
-    assert [record["arguments"] for record in records] == RUNS[:2]
-    assert {record["study"] for record in records} == {"few"}
-    times = {path: path.stat().st_mtime_ns for path in (place / "digits").iterdir()}
-    assert len(times) == 4
-
-    def never(**run):
-        raise AssertionError("trained again")
-
-    assert run_study("few", never, RUNS[1::-1], n_jobs=1) == records[::-1]
-    assert {path: path.stat().st_mtime_ns for path in (place / "digits").iterdir()} == times
-
-
-def test_the_course_own_records_are_used(place, monkeypatch):
-    [record] = run_study("few", train, RUNS[:1], n_jobs=1)
-    monkeypatch.setattr(utils, "RESULTS", place / "digits")
-    monkeypatch.setenv("MNIST_RESULTS", str(place / "elsewhere"))
-    assert run_study("few", train, RUNS[:1], n_jobs=1) == [record]
-    assert not (place / "elsewhere").exists()
-
-
-def test_a_record_made_with_other_arguments_is_not_taken_for_the_run(place):
-    run_study("few", train, RUNS[:1], n_jobs=1)
-    with pytest.raises(ValueError, match=r"run-0.json was made with .*0.05.*, not with .*0.1.*delete the file"):
-        run_study("few", train, [RUNS[0] | {"lr": 0.1}], n_jobs=1)
-
-
-def test_a_run_that_a_notebook_saved_is_not_taken_for_the_study_s(place, monkeypatch):
-    [record] = run_study("few", train, RUNS[:1], n_jobs=1)
-    monkeypatch.setattr(utils, "RESULTS", place / "digits")
-    monkeypatch.setenv("MNIST_RESULTS", str(place / "mine"))
-    utils.save_run({key: record[key] for key in record if key != "arguments"} | {"seed": 7}, Skeleton(True, 0.1))
-    assert run_study("few", train, RUNS[:1], n_jobs=1) == [record]
-
-
-def test_a_notebook_s_run_of_a_study_is_not_trained_again(place):
-    """As in a clone where a notebook has put its own run in the place of the course's record."""
-    [record] = run_study("few", train, RUNS[:1], n_jobs=1)
-    (place / "digits" / "run-0.json").unlink()
-    saved = {key: record[key] for key in record if key not in ("arguments", "process")}
-    utils.save_run(saved, Skeleton(True, 0.1))
-    assert run_study("few", None, RUNS[:1], n_jobs=1) == [saved]
-    with pytest.raises(RuntimeError, match="run-0: TypeError"):  # of another study, it counts for nothing
-        run_study("others", None, RUNS[:1], n_jobs=1)
-    utils.save_run(saved | {"seed": 7}, Skeleton(True, 0.1))
-    with pytest.raises(RuntimeError, match="run-0: TypeError"):  # nor with another seed
-        run_study("few", None, RUNS[:1], n_jobs=1)
-
-
-def test_the_checkpoint_of_a_training_in_progress_stays(place):
-    run_study("few", train, RUNS[:1], n_jobs=1)
-    record, checkpoint = (place / "digits" / f"run-0{suffix}" for suffix in (".json", ".checkpoint"))
-    checkpoint.touch()
-    os.utime(record, (0, 0))  # so the checkpoint was begun after it
-    run_study("few", train, RUNS[:1], n_jobs=1)
-    assert checkpoint.is_file()
-    os.utime(checkpoint, (0, 0))  # the record was saved later, by a study that was killed before it could remove this
-    run_study("few", train, RUNS[:1], n_jobs=1)
-    assert not checkpoint.is_file()
-
-
-@pytest.mark.parametrize(
-    "runs, complaint",
-    [
-        ([RUNS[0], RUNS[0]], "a name of its own"),
-        ([{"seed": 0}], "plain file name .*None"),
-        ([{"name": "a/b"}], "plain file name .*a/b"),
-        ([{"name": "path", "folder": Path("here")}], "that JSON can hold .*here"),
-        ([{"name": "rate", "lr": math.nan}], "not JSON compliant"),
-    ],
-)
-def test_wrong_runs_are_refused_before_any_is_trained(place, runs, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        run_study("wrong", None, runs, n_jobs=1)
+    assert study(quiet := tmp_path_factory.mktemp("quiet")) == 0
+    yield study
+    multiprocessing.forkserver._forkserver._stop()
 
 
 @pytest.mark.slow
-def test_runs_never_share_a_process(place, monkeypatch):
-    """Threads would draw each other's random numbers."""
-    run_study("one after another", train, RUNS, n_jobs=1)
-    monkeypatch.setenv("MNIST_RESULTS", str(place / "threads"))
-    with joblib.parallel_config(backend="threading"):
-        run_study("threads", train, RUNS, n_jobs=3)
-    assert results(place / "threads") == results(place)
+def test_killed_twenty_times_at_random_moments_and_started_again_nothing_is_lost(tmp_path, study):
+    moments, kills, code, folder, finished = random.Random(0), 0, None, tmp_path / "0", set()
+    while kills < 20 or code != 0:
+        code = study(folder, seconds=moments.uniform(0, 0.6) if kills < 20 else 120)
+        kills, records = kills + (code == -9), set(folder.rglob("*.json"))
+        assert finished <= records and kills <= 20  # rather than started again for ever
+        for path in records - finished:  # whole
+            assert json.loads(path.read_text())["epochs"] == 20 and torch.load(path.with_suffix(".pt"))
+        folder, finished = (folder, records) if code else (tmp_path / str(kills), set())
+    assert any("continued_after" in json.loads(path.read_text()) for path in tmp_path.rglob("*.json"))
 
 
-def test_records_of_other_data_are_not_mixed_in(place, monkeypatch):
-    run_study("few", train, RUNS[:1], n_jobs=1)
-    path = place / "course" / "run-1.json"
-    path.parent.mkdir()
-    record = json.loads((place / "digits" / "run-0.json").read_text())
-    path.write_text(json.dumps(record | {"name": "run-1", "data": "MNIST", "arguments": RUNS[1]}))
-    with pytest.raises(ValueError, match=r"records of runs on the same data.*digits.*MNIST"):
-        run_study("few", train, RUNS[:2], n_jobs=1)
+@pytest.mark.slow
+def test_killed_while_two_workers_train_they_end_too_and_the_study_can_go_on(tmp_path, study):
+    workers = []
+
+    def until_two_train(process):
+        before = set(tmp_path.rglob("*.checkpoint"))
+        while len(set(tmp_path.rglob("*.checkpoint")) - before) < 2 and process.is_alive():
+            process.join(0.01)
+        workers[:] = psutil.Process(process.pid).children()
+
+    for _ in range(2):
+        assert study(tmp_path, 2, watch=until_two_train) == -9 and len(workers) >= 2
+        assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert study(tmp_path, 2) == 0
+    assert {json.loads(path.read_text())["process"][:12] for path in tmp_path.rglob("*.json")} == {"LokyProcess-"}
 
 
-def test_a_record_of_another_name_is_an_error(place):
-    def renamed(name):
-        run, model = untrained(name)
-        return run | {"name": "other"}, model
-
-    with pytest.raises(RuntimeError, match="run-0: ValueError: expected train to return a record of that name"):
-        run_study("few", renamed, [{"name": "run-0"}], n_jobs=1)
-
-
-def test_a_run_that_fails_does_not_stop_the_others(place):
-    runs = [RUNS[0], RUNS[1] | {"lr": 1e9}, RUNS[2]]
-    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed.*run-1: FloatingPointError: epoch 1: the loss"):
-        run_study("few", train, runs, n_jobs=1)
-    assert sorted(path.stem for path in (place / "digits").glob("*.json")) == ["run-0", "run-2"]
-
-
-def test_the_bar_shows_the_runs_that_are_left(place, monkeypatch, capsys):
-    shown = partialmethod(utils.tqdm.__init__, disable=False)  # whatever TQDM_DISABLE says
-    monkeypatch.setattr(utils, "tqdm", type("Shown", (utils.tqdm,), {"__init__": shown}))
-    run_study("few", train, RUNS[:1], n_jobs=1)
-    capsys.readouterr()
-    run_study("few", train, RUNS[:3], n_jobs=1)
-    printed = capsys.readouterr().out
-    assert "few:  33%" in printed and "1/3 [00:00<?, ?run/s]" in printed
+@pytest.mark.slow
+def test_on_a_cluster(tmp_path, study):
+    assert study(tmp_path, n_jobs=None) == 0
+    assert {json.loads(path.read_text())["process"][:11] for path in tmp_path.rglob("*.json")} == {"Dask Worker"}
