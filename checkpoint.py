@@ -19,7 +19,7 @@ def identity(tensors: Iterable[torch.Tensor], settings: object) -> str:
 
     Args:
         tensors: the images, the labels and the starting weights, in a fixed order.
-        settings: all else that decides the result; compared by its ``repr``, so that functions count by name at most.
+        settings: all else that decides the result, compared by its ``repr``; no functions, then, which have an address.
     """
     # As bytes, because NumPy does not know bfloat16.
     arrays = [tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy() for tensor in tensors]
@@ -52,18 +52,18 @@ class Checkpoint:
         """
         if not self.path.is_file():
             return None
-        content = self.path.read_bytes()
+        content, name = self.path.read_bytes(), f"{self.path.parent.name}/{self.path.name}"
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             same = state["identity"] == self.identity
         except Exception:  # on damaged files torch raises whatever it stumbles over
-            tqdm.write(f"{self.path.name} cannot be read: starting anew.")
+            tqdm.write(f"{name} cannot be read: starting anew.")
             return None
         if not same:
-            tqdm.write(f"{self.path.name} is of a run with other settings, weights or images: starting anew.")
+            tqdm.write(f"{name} is of a run with other settings, weights or images: starting anew.")
             return None
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+        for key, part in self.parts.items():
+            part.load_state_dict(state["parts"][key])
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type != "cpu" and self.device.type in state["random"]:  # not so if it began on another type
             torch.get_device_module(self.device).set_rng_state(state["random"][self.device.type], self.device)

@@ -1,4 +1,4 @@
-"""What makes training fast on a processor, and changes no result: notebook 8 explains it, ``utils.fit`` uses it."""
+"""What makes training fast on a processor, at no cost but rounding (notebook 8), and what a run says of its machine."""
 
 import contextlib
 import platform

@@ -1,6 +1,6 @@
 """Where the images come from: found on the disk, or downloaded and checked, or replaced by scikit-learn's digits.
 
-A reader of the course needs two names of this file, ``load_mnist`` and ``Data``; ``utils`` passes both on.
+Most of the course needs ``load_mnist`` alone, which ``utils`` passes on.
 """
 
 import gzip
@@ -141,7 +141,8 @@ def download(folder: Path, timeout: float = 6) -> None:
 
     Args:
         folder: where ``MNIST/raw/`` shall be.
-        timeout: seconds after which a mirror that sends nothing is given up.
+        timeout: seconds after which a mirror that sends nothing is given up; a third of it, after which an address of
+            it that does not answer at all.
 
     Raises:
         OSError: no mirror answered, or what arrived was damaged.
@@ -156,10 +157,10 @@ def download(folder: Path, timeout: float = 6) -> None:
                     for name, (_, _, md5) in MNIST_FILES.items()
                 }
                 break
-            except ValueError:  # pooch's word for a wrong checksum
-                reason = "the files that arrived were damaged"
             except OSError as error:  # among them, all errors of the library requests, whose texts are long
                 reason = f"{type(error).__name__} at {mirror}" if error.errno is None else str(error)
+            except ValueError:  # pooch's word for a wrong checksum
+                reason = "the files that arrived were damaged"
         else:
             raise ConnectionError(reason)
         raw.mkdir(parents=True, exist_ok=True)
@@ -174,7 +175,7 @@ def _fetch(url: str, md5: str, folder: str, timeout: float) -> str:
     """Download one file into ``folder``, with a bar, and return its path. Raises ValueError if its MD5 is another."""
     name = url.rpartition("/")[2]
     with tqdm(total=1, desc=name, unit="B", unit_scale=True, leave=False, file=sys.stdout) as bar:
-        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=bar)
+        downloader = pooch.HTTPDownloader(timeout=(timeout / 3, timeout), progressbar=bar)
         return pooch.retrieve(url, f"md5:{md5}", name, folder, downloader=downloader)
 
 

@@ -1,4 +1,4 @@
-"""Many runs: trained several at a time, killed and resumed, and compared (notebooks 9 and 12)."""
+"""Many runs: trained several at a time, killed and resumed, and compared (notebooks 9, 11 and 12)."""
 
 import contextlib
 import functools
@@ -29,8 +29,8 @@ def run_study(
     it ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If
     ``train`` lets ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
     ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
-    the workers of a cluster. They must be able to import the course's files and to find MNIST, must share the
-    folder of the results, and must be processes of one thread.
+    the workers of a cluster. They must be able to import the course's files and to find MNIST, and must share the
+    folder of the results. In one process there is never more than one run at a time.
 
     Args:
         study: the folder of the records.
@@ -42,8 +42,7 @@ def run_study(
 
     Raises:
         ValueError: a run has no name of its own in the study's folder, or an argument that JSON cannot hold; a record
-            of that name was made with other arguments, or on other data than the rest, or is damaged; the runs would
-            share a process.
+            of that name was made with other arguments, or on other data than the rest, or is damaged.
         RuntimeError: some runs failed; all the others were still finished and saved.
         FileNotFoundError: a run was saved elsewhere, by a worker that has another folder for results.
     """
@@ -56,18 +55,19 @@ def run_study(
         raise ValueError(f"expected every run to have a name of its own, got {names}")
     check_json(runs)
     runs = json.loads(json.dumps(runs))  # as a record has them: lists for tuples
-    backend, _ = joblib.parallel.get_active_backend()
-    if getattr(backend, "supports_sharedmem", False) and backend.effective_n_jobs(n_jobs) > 1:
-        raise ValueError("expected a backend of processes: threads would draw each other's random numbers")
     folder = results_folder("digits" if find_mnist() is None else "MNIST")
     records = {run["name"]: _find(run, folder) for run in runs}
     _clear_away(names, folder)
     tasks = [joblib.delayed(_train_and_save)(train, run, os.getpid()) for run in runs if not records[run["name"]]]
+    try:
+        parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
+    except ValueError:  # Ray's backend, among others, returns all results at the end: then the bar waits, too
+        parallel = joblib.Parallel(n_jobs)
     with tqdm(
         total=len(runs), initial=len(runs) - len(tasks), desc=study, unit="run", leave=False, file=sys.stdout
     ) as bar:
         failures = []
-        for failure in joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks):
+        for failure in parallel(tasks):
             failures += [failure] if failure else []
             bar.update()
     if failures:
@@ -115,7 +115,7 @@ def _clear_away(names: list[str], folder) -> None:
 
 
 # The random numbers of torch, and the standard output, are those of a whole process, whatever its threads do.
-_alone = threading.Lock()
+_one_run = threading.RLock()
 
 
 def _train_and_save(train: Callable[..., tuple[dict, nn.Module]], run: dict, study_process: int) -> str | None:
@@ -123,13 +123,8 @@ def _train_and_save(train: Callable[..., tuple[dict, nn.Module]], run: dict, stu
     if os.getppid() == study_process:
         _end_with(study_process)
     try:
-        if not _alone.acquire(blocking=False):
-            raise RuntimeError("another run is trained in this process: let every worker have one thread")
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                record, model = train(**run)
-        finally:
-            _alone.release()
+        with _one_run, contextlib.redirect_stdout(io.StringIO()):
+            record, model = train(**run)
         if record["name"] != run["name"]:
             raise ValueError(f"expected train to return a record of that name, got {record['name']!r}")
         save_run(record | {"arguments": run}, model)

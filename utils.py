@@ -180,6 +180,7 @@ class Average:
         if not 0 <= decay <= 1:
             raise ValueError(f"expected an ema_decay from 0 to 1, got {decay}")
         self.module, self.decay, self.steps = copy.deepcopy(model), decay, 0
+        self.tensors = None
 
     def kept(self) -> float:
         """Return the fraction of itself that the average keeps at the next step; the first one only copies."""
@@ -187,7 +188,9 @@ class Average:
 
     def update(self, model: nn.Module) -> None:
         """Take a share of the model's weights, as they are after a step of the optimizer."""
-        get_ema_multi_avg_fn(self.kept())(self._tensors(self.module), self._tensors(model), self.steps)
+        # Not AveragedModel.update_parameters, which spends most of its time on sorting the tensors by type.
+        self.tensors = self.tensors or self._tensors(self.module)
+        get_ema_multi_avg_fn(self.kept())(self.tensors, self._tensors(model), self.steps)
         self.steps += 1
 
     def network(self, model: nn.Module) -> nn.Module:
@@ -195,6 +198,7 @@ class Average:
         for kept, latest in zip(self.module.buffers(), model.buffers()):
             if not kept.is_floating_point():
                 kept.copy_(latest)
+        self.tensors = None  # an evaluation may replace buffers
         return self.module
 
     def state_dict(self) -> dict:
@@ -265,8 +269,8 @@ def fit(
     model.to(device)
     settings = {
         "batch_size": batch_size,
-        "optimizer": _arguments(optimizer, optimizer.defaults),
-        "scheduler": scheduler and _arguments(scheduler, scheduler.state_dict()),
+        "optimizer": _arguments(optimizer),
+        "scheduler": scheduler and _arguments(scheduler),
         "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "cross_entropy",
         "augmentation": augmentation,
         "augmented_epochs": augmented_epochs,
@@ -319,15 +323,22 @@ def _check_training(model, name, optimizer, scheduler, epochs, augmentation, aug
         )
 
 
-def _arguments(of: torch.optim.Optimizer | LRScheduler, kept: dict) -> dict:
+def _arguments(of: torch.optim.Optimizer | LRScheduler) -> dict:
     """Return the class and the arguments of an optimizer or a scheduler, as far as it has kept them, for the record."""
+    if isinstance(of, torch.optim.Optimizer):
+        kept = of.defaults
+    else:
+        state, group = of.state_dict(), of.optimizer.param_groups[0]
+        kept = {key: value for key, value in state.items() if key[0] != "_" and key != "last_epoch"}
+        # OneCycleLR keeps its peak with the weights, and the step at which it is reached instead of the share.
+        kept |= {key: group[key] for key in inspect.signature(type(of)).parameters if key in group}
+        if phases := state.get("_schedule_phases"):
+            kept["pct_start"] = round((phases[0]["end_step"] + 1) / state["total_steps"], 6)
+        if "_schedulers" in state:  # of SequentialLR, and the like
+            kept["schedulers"] = [_arguments(part) for part in of._schedulers]
+            kept["milestones"] = state.get("_milestones", [])
     kinds = (bool, int, float, str, list, tuple, Counter)  # Counter: the milestones of MultiStepLR
-    names = inspect.signature(type(of)).parameters if isinstance(of, LRScheduler) else kept
-    arguments = {key: value for key, value in kept.items() if key in names and isinstance(value, kinds)}
-    arguments.pop("last_epoch", None)  # where it is, not how it was made
-    if phases := kept.get("_schedule_phases"):  # OneCycleLR keeps the steps instead of the share
-        arguments["pct_start"] = round((phases[0]["end_step"] + 1) / kept["total_steps"], 6)
-    return {"class": type(of).__name__} | arguments
+    return {"class": type(of).__name__} | {key: value for key, value in kept.items() if isinstance(value, kinds)}
 
 
 def _new_record(name: str, model: nn.Module, data: Data, epochs: int, seed: int, settings: dict, shortened) -> dict:
@@ -369,12 +380,12 @@ def _resume(run: dict, progress: dict, data: Data) -> None:
     trained = len(run["elapsed"])
     for epoch in range(1, trained + 1):
         _print_epoch(epoch, run["history"], data)
-    name, epochs, file = run["name"], run["epochs"], f"{Path(run['name']).name}.checkpoint"
+    name, epochs = run["name"], run["epochs"]
     if trained < epochs:
         run["continued_after"] = [*run.get("continued_after", []), trained]
-        tqdm.write(f"{name} was stopped after epoch {trained} of {epochs}; it goes on from {file}.")
+        tqdm.write(f"{name} was stopped after epoch {trained} of {epochs}; it goes on from {name}.checkpoint.")
     else:
-        tqdm.write(f"{name} was trained to its end, but not saved; here it is again, from {file}.")
+        tqdm.write(f"{name} was trained to its end, but not saved; here it is again, from {name}.checkpoint.")
 
 
 def _append(history: dict, epoch: int, train_loss, train_accuracy, test_loss, test_accuracy) -> None:
@@ -476,7 +487,8 @@ def results_folder(data_name: str) -> Path:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless a run can have this name: a plain file name, alone or in the folder of a study."""
-    if not (isinstance(name, str) and re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name)):
+    # Not in a study called digits: the runs on the digits are there.
+    if not (isinstance(name, str) and re.fullmatch(r"(?!digits/)(\w[\w.-]*/)?\w[\w.-]*", name)):
         raise ValueError(
             "expected a plain file name for a run (letters, digits, '-', '_', '.'), alone or after its study's, as in "
             f"'target-8k/seed0', got {name!r}"
@@ -509,11 +521,7 @@ def load_runs(study: str) -> list[dict]:
         FileNotFoundError: there is no such study.
         ValueError: one of its files is not a record.
     """
-    names = _names(RESULTS / study, ".json") if study else []
-    if not names:
-        studies = sorted(path.name for path in RESULTS.glob("*") if path.is_dir())
-        raise FileNotFoundError(f"no study {study!r} in {RESULTS}; there are: {', '.join(studies) or 'none at all'}")
-    return [read_record(RESULTS / study / f"{name}.json") for name in names]
+    return [read_record(RESULTS / study / f"{name}.json") for name in _names(study, ".json")]
 
 
 def read_record(path: Path) -> dict:
@@ -549,18 +557,21 @@ def _result(name: str, suffix: str) -> Path:
     """Return the file of a saved run. Raises FileNotFoundError with the names that there are in its study."""
     path = RESULTS / f"{name}{suffix}"
     if not path.is_file():
-        study = name.rpartition("/")[0]
-        if not (study and path.parent.is_dir()):
-            load_runs(study or name)  # whose error names the studies
-        names = ", ".join(_names(path.parent, suffix))
-        raise FileNotFoundError(f"no {path.name} in {path.parent}; there are: {names or 'none at all'}")
+        study = name.rpartition("/")[0] or name
+        names = ", ".join(_names(study, suffix)) or "none at all"
+        raise FileNotFoundError(f"no {path.name} in {RESULTS / study}; there are: {names}")
     return path
 
 
-def _names(folder: Path, suffix: str) -> list[str]:
-    """Return the names of the files there that end like this, without the end, and seed10 after seed9."""
-    stems = [path.stem for path in folder.glob(f"*{suffix}")]
-    return sorted(stems, key=lambda stem: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", stem)])
+def _names(study: str, suffix: str) -> list[str]:
+    """Return the names of a study's files that end like this, without the end, and seed10 after seed9."""
+    if not study or not any((RESULTS / study).glob("*.json")):
+        studies = sorted({path.parent.name for path in RESULTS.glob("*/*.json")})
+        raise FileNotFoundError(f"no study {study!r} in {RESULTS}; there are: {', '.join(studies) or 'none at all'}")
+    stems = [path.stem for path in (RESULTS / study).glob(f"*{suffix}")]
+    return sorted(
+        stems, key=lambda stem: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", stem)]
+    )
 
 
 def mean_accuracy(run: dict, last: int = 5) -> float:

@@ -23,10 +23,10 @@ def trained(data, *, batches=99, epochs=4, milestones=None, flipped=False, **set
         return train(data, epochs=epochs, **settings)
 
 
-ON = "few/short was stopped after epoch {} of 4; it goes on from short.checkpoint."
-END = "few/short was trained to its end, but not saved; here it is again, from short.checkpoint."
-OTHER = "short.checkpoint is of a run with other settings, weights or images: starting anew."
-DAMAGED = "short.checkpoint cannot be read: starting anew."
+ON = "few/short was stopped after epoch {} of 4; it goes on from few/short.checkpoint."
+END = "few/short was trained to its end, but not saved; here it is again, from few/short.checkpoint."
+OTHER = "few/short.checkpoint is of a run with other settings, weights or images: starting anew."
+DAMAGED = "few/short.checkpoint cannot be read: starting anew."
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,13 @@ def test_a_run_that_fails_does_not_stop_the_others_and_the_bar_shows_those_left(
     assert "few:  25%" in (printed := capsys.readouterr().out) and "1/4 [00:00<?, ?run/s]" in printed
 
 
-def test_runs_never_share_a_process_because_threads_would_draw_each_other_s_random_numbers(place):
-    with joblib.parallel_config(backend="threading"), pytest.raises(ValueError, match="expected a backend of process"):
-        run_study("few", train, RUNS, n_jobs=2)
-    with pytest.raises(RuntimeError, match="few/1: RuntimeError: another run is trained in this process: let every"):
-        run_study("few", lambda **run: never(RUNS[1:]), RUNS[:1], n_jobs=1)
+def test_runs_in_one_process_wait_for_each_other_since_threads_would_draw_each_other_s_random_numbers(place):
+    one_by_one = run_study("few", train, RUNS, n_jobs=1)
+    for record in (place / "digits" / "few").iterdir():
+        record.unlink()
+    with joblib.parallel_config(backend="threading"):
+        together = run_study("few", train, RUNS, n_jobs=3)
+    assert [run["history"] for run in together] == [run["history"] for run in one_by_one]
 
 
 def results(folder):
