@@ -1,12 +1,14 @@
-"""Shared by the tests: pictures are drawn without a screen, and the data is loaded once."""
+"""Shared by the tests: pictures are drawn without a screen, one thread is enough, and the data is loaded once."""
 
 import matplotlib
 import pytest
+import torch
 from helpers import first_of
 
 from mnist import Data, load_mnist
 
 matplotlib.use("Agg")
+torch.set_num_threads(1)  # two would wait for each other most of the time when another program is busy
 
 
 @pytest.fixture(scope="session")
