@@ -6,14 +6,12 @@ import tempfile
 
 import pytest
 
+from mnist import find_mnist
+
 HEADER = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    # nbval reads a cell's messages only when the cell ends: a progress bar would pile up in the meantime.
-    os.environ["TQDM_DISABLE"] = "1"
-    from mnist import find_mnist  # here, because tqdm reads its environment when it is imported
-
     try:
         folder = find_mnist()
     except (ValueError, FileNotFoundError) as error:
@@ -22,6 +20,8 @@ def pytest_configure(config):
     os.environ["MNIST_ROOT"] = str(folder.resolve()) if folder else "digits"
     if config.option.nbval and not folder:
         config.option.nbval, config.option.nbval_lax = False, True
+    # nbval reads a cell's messages only when the cell ends: a progress bar would pile up in the meantime.
+    os.environ["TQDM_DISABLE"] = "1"
     results = tempfile.mkdtemp(prefix="mnist-results-")
     config.add_cleanup(lambda: shutil.rmtree(results, ignore_errors=True))
     os.environ["MNIST_RESULTS"] = results

@@ -53,8 +53,7 @@ def run_study(
             raise ValueError(f"expected the runs of this study to be named '{study}/...', got {name!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"expected every run to have a name of its own, got {names}")
-    check_json(runs)
-    runs = json.loads(json.dumps(runs))  # as a record has them: lists for tuples
+    runs = check_json(runs)
     folder = results_folder("digits" if find_mnist() is None else "MNIST")
     records = {run["name"]: _find(run, folder) for run in runs}
     _clear_away(names, folder)
@@ -68,7 +67,8 @@ def run_study(
     ) as bar:
         failures = []
         for failure in parallel(tasks):
-            failures += [failure] if failure else []
+            if failure:
+                failures.append(failure)
             bar.update()
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed, the others are saved; {'; '.join(failures)}")

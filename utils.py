@@ -495,13 +495,13 @@ def check_name(name: str) -> None:
         )
 
 
-def check_json(settings: object) -> None:
-    """Raise ValueError if there is something in the settings that JSON, and so a record, cannot hold."""
+def check_json(settings: object) -> object:
+    """Return the settings as a record has them, lists for tuples. Raises ValueError if JSON cannot hold them."""
 
     def refuse(value):
         raise ValueError(f"expected arguments that JSON can hold (numbers, texts, lists, dicts), got {value!r}")
 
-    json.dumps(settings, allow_nan=False, default=refuse)
+    return json.loads(json.dumps(settings, allow_nan=False, default=refuse))
 
 
 def load_run(name: str) -> dict:
