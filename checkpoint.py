@@ -1,17 +1,18 @@
-"""Stop and go on: the state of a training in a file, and files that are never half written.
+"""Stop and go on: the state of a training in a file.
 
 ``utils.fit`` writes a checkpoint after every epoch if it is asked to. A run that was killed then goes on after its last
 whole epoch, and ends with the weights, bit for bit, of a run that was never stopped (notebook 4).
 """
 
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import joblib
 import torch
 from tqdm import tqdm
+
+from files import write_whole
 
 
 def identity(tensors: Iterable[torch.Tensor], settings: object) -> str:
@@ -40,10 +41,16 @@ class Checkpoint:
         self.path, self.identity, self.parts, self.device = path, identity, parts, device
 
     def save(self, progress: dict) -> None:
-        """Write the parts' states, the random numbers' and ``progress``, plain values that tell how far it has come."""
+        """Write the parts' states, the random numbers' and ``progress``, plain values that tell how far it has come.
+
+        If that fails, a line says so.
+        """
         states = {name: part.state_dict() for name, part in self.parts.items()}
         state = {"identity": self.identity, "parts": states, "progress": progress, "random": self._random_state()}
-        write_whole({self.path: torch_bytes(state)})
+        try:
+            write_whole({self.path: torch_bytes(state)})
+        except OSError as error:  # a full disk, or a drive that has gone: the training itself needs none
+            tqdm.write(f"{self.path} could not be written ({error.strerror}): the training goes on without.")
 
     def load(self) -> dict | None:
         """Set everything as ``save`` found it and return its ``progress``; None if there is no file for this training.
@@ -82,17 +89,3 @@ def torch_bytes(state: dict) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
-
-
-def write_whole(files: dict[Path, bytes]) -> None:
-    """Write the files, none of which is ever seen half written: to temporary names first, which are then renamed."""
-    parts = {path: path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in files}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            parts[path].write_bytes(content)
-        for path, part in parts.items():
-            os.replace(part, path)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)

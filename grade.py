@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from checks import check_count, check_percent
 from utils import Data, check_target, evaluate, fit, load_mnist, normalize, parameters_by_layer, plot_layers, predict
 
 
@@ -40,6 +41,8 @@ def grade(
     Returns:
         The record and the trained network; None when something must be fixed before there can be a result.
     """
+    check_count("last", last)  # rather than after the training
+    check_percent(accuracy)
     torch.manual_seed(seed)
     problems = _problems_of_data(data)
     try:
@@ -77,7 +80,9 @@ def grade(
 
 def _described(error: Exception) -> str:
     """Return what an error says, and the line of the student's own code that it comes from."""
-    course = [Path(__file__).with_name(f"{name}.py") for name in ("grade", "utils", "mnist", "checkpoint", "fast")]
+    course = [
+        Path(__file__).with_name(f"{name}.py") for name in ("grade", "utils", "checks", "mnist", "checkpoint", "fast")
+    ]
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -132,7 +137,7 @@ def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, full
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if linear and not fully_connected:
         problems.append(
-            f"This task allows no fully connected layers, and there is one: {', '.join(linear)}. A 1 × 1 convolution "
+            f"This task allows no fully connected layers, and there is one: {', '.join(linear)}. A 1 x 1 convolution "
             "and an average over the places (notebook 2) do its work."
         )
     if not isinstance(logits, torch.Tensor):
@@ -192,7 +197,7 @@ def _problems_of_recipe(settings: dict, data: Data, max_epochs: int) -> list[str
     if planned != steps:
         problems.append(
             f"The scheduler is made for {planned:,} steps, but it is stepped after every batch, {steps:,} times: "
-            "epochs × batches in an epoch."
+            "epochs times batches in an epoch."
         )
     return problems
 

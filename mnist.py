@@ -3,18 +3,25 @@
 Most of the course needs ``load_mnist`` alone, which ``utils`` passes on.
 """
 
+import atexit
 import gzip
+import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
+import requests
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
+
+from files import why_not_writable, write_whole
 
 ROOT = Path(__file__).resolve().parent
 
@@ -94,28 +101,29 @@ def pick_device() -> torch.device:
 def find_mnist(root: str | Path | None = None) -> Path | None:
     """Return the folder that holds MNIST, downloading it if need be; None stands for scikit-learn's digits.
 
-    The four files are looked for in ``root``, then in the folder that the environment variable ``MNIST_ROOT`` names,
-    then in ``data/`` beside this file, each laid out as torchvision does (``MNIST/raw/`` inside). Only when none has
-    them are they downloaded into ``data/``. Files are trusted only after their MD5 matches.
+    The folder is ``root``, or else the one that the environment variable ``MNIST_ROOT`` names, or else ``data/`` beside
+    this file, into which MNIST is downloaded if it is not there. The four files may be packed (``.gz``), as they were
+    published, and lie in the folder itself or, as torchvision has them, in ``MNIST/raw/`` inside. They are trusted only
+    after their MD5 matches.
 
     Args:
-        root: folder to look in first; a relative one counts from the working directory or from the repository's root.
-            ``"digits"`` (here or in ``MNIST_ROOT``) asks for scikit-learn's digits at once.
+        root: a relative one counts from the working directory or from the repository's root. ``"digits"`` (here or in
+            ``MNIST_ROOT``) asks for scikit-learn's digits at once.
 
     Raises:
         ValueError: a file is damaged.
-        FileNotFoundError: some of the four files are there and others are missing; in ``data/``, only if they cannot be
-            downloaded.
+        FileNotFoundError: a folder that was named does not hold MNIST; or some of the four files are there and others
+            are missing (in ``data/``, only if they cannot be downloaded).
     """
-    for asked in (root, os.environ.get("MNIST_ROOT")):
-        if not asked:
-            continue
-        if str(asked) == "digits":
-            return None
-        for folder in (Path(asked).expanduser(), ROOT / asked):
+    asked = root or os.environ.get("MNIST_ROOT")
+    if str(asked) == "digits":
+        return None
+    if asked:
+        places = [Path(asked).expanduser(), ROOT / asked]
+        for folder in places:
             if _check_files(folder):
                 return folder
-        print(f"No MNIST files in {Path(asked) / 'MNIST' / 'raw'}; looking further.")
+        raise FileNotFoundError(_found_instead(asked, "root" if root else "MNIST_ROOT", places))
     folder = ROOT / "data"
     incomplete = None
     try:
@@ -128,9 +136,10 @@ def find_mnist(root: str | Path | None = None) -> Path | None:
     except OSError as error:
         if incomplete:
             raise incomplete from error
+        problem = "downloaded" if isinstance(error, ConnectionError) else f"written to {folder}"
         print(
-            f"MNIST could not be downloaded ({error}): using the 1,797 digits of scikit-learn instead, "
-            "which say nothing about MNIST."
+            f"MNIST could not be {problem} ({error}): using the 1,797 digits of scikit-learn instead, "
+            "which say nothing about MNIST. A folder that has the files can be named by MNIST_ROOT."
         )
         return None
     return folder
@@ -145,10 +154,13 @@ def download(folder: Path, timeout: float = 6) -> None:
             it that does not answer at all.
 
     Raises:
-        OSError: no mirror answered, or what arrived was damaged.
+        ConnectionError: no mirror answered, or what arrived was damaged.
+        OSError: the disk is full, or the folder cannot be written to; this is tried first.
     """
     pooch.get_logger().setLevel("WARNING")  # its notes would stand on the notebook's page
     raw, reason = folder / "MNIST" / "raw", None
+    if problem := why_not_writable(raw / "train-images-idx3-ubyte", sum(size for size, _, _ in MNIST_FILES.values())):
+        raise OSError(problem)
     with tempfile.TemporaryDirectory(prefix="mnist-") as temporary:
         for mirror in MIRRORS:
             try:
@@ -157,18 +169,13 @@ def download(folder: Path, timeout: float = 6) -> None:
                     for name, (_, _, md5) in MNIST_FILES.items()
                 }
                 break
-            except OSError as error:  # among them, all errors of the library requests, whose texts are long
-                reason = f"{type(error).__name__} at {mirror}" if error.errno is None else str(error)
+            except requests.RequestException as error:  # which is an OSError too, as those of the disk are
+                reason = f"{type(error).__name__} at {mirror}"
             except ValueError:  # pooch's word for a wrong checksum
                 reason = "the files that arrived were damaged"
         else:
             raise ConnectionError(reason)
-        raw.mkdir(parents=True, exist_ok=True)
-        for name, file in packed.items():
-            part = raw / f"{name}.{os.getpid()}.tmp"
-            with gzip.open(file) as content:
-                part.write_bytes(content.read())
-            os.replace(part, raw / name)
+        write_whole({raw / name: gzip.decompress(Path(file).read_bytes()) for name, file in packed.items()})
 
 
 def _fetch(url: str, md5: str, folder: str, timeout: float) -> str:
@@ -179,38 +186,91 @@ def _fetch(url: str, md5: str, folder: str, timeout: float) -> str:
         return pooch.retrieve(url, f"md5:{md5}", name, folder, downloader=downloader)
 
 
+def torchvision_root() -> Path | None:
+    """Return a folder that ``torchvision.datasets.MNIST`` can read, or None if there are only the digits.
+
+    It is that of ``find_mnist``; or, if the files there are packed, a copy that is removed when the program ends.
+    """
+    folder = find_mnist()
+    if folder is None or all((folder / "MNIST" / "raw" / name).is_file() for name in MNIST_FILES):
+        return folder
+    unpacked = Path(tempfile.mkdtemp(prefix="mnist-"))
+    atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
+    files = _files_in(folder)
+    write_whole({unpacked / "MNIST" / "raw" / name: _content(path) for name, path in files.items()})
+    return unpacked
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """Return where in a folder the files of MNIST are: the place that has most of them counts."""
+    places = []
+    for place in (folder / "MNIST" / "raw", folder / "raw", folder):
+        found = {}
+        for name in MNIST_FILES:
+            for form in (name, f"{name}.gz", name.replace("-idx", ".idx"), name.replace("-idx", ".idx") + ".gz"):
+                if name not in found and (place / form).is_file():
+                    found[name] = place / form
+        places.append(found)
+    return max(places, key=len)
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file holds, unpacked; nothing, if it is packed and damaged."""
+    content = path.read_bytes()
+    try:
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
 def _check_files(folder: Path) -> bool:
     """Return whether ``folder`` holds MNIST: False if it has none of the four files, an error if they are not right."""
-    raw = folder / "MNIST" / "raw"
-    missing = [name for name in MNIST_FILES if not (raw / name).is_file()]
-    if len(missing) == len(MNIST_FILES):
+    files = _files_in(folder)
+    if not files:
         return False
-    if missing:
+    place = next(iter(files.values())).parent
+    again = f"delete the files of MNIST in {place}, and let MNIST_ROOT not name it, to have all four downloaded again"
+    if missing := [name for name in MNIST_FILES if name not in files]:
         raise FileNotFoundError(
-            f"{raw / missing[0]} is missing, though other files of MNIST are there. "
-            f"Copy it there, or delete {raw} to have all four downloaded again."
+            f"{place / missing[0]} is missing, though other files of MNIST are there. Copy it there, or {again}."
         )
     for name, (size, md5, _) in MNIST_FILES.items():
-        if (found := pooch.file_hash(raw / name, alg="md5")) != md5:
+        content = _content(files[name])
+        if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
             raise ValueError(
-                f"{raw / name} is damaged: expected {size:,} bytes with MD5 {md5}, found "
-                f"{(raw / name).stat().st_size:,} bytes with MD5 {found}. "
-                f"Replace it by a good copy, or delete {raw} to have all four files downloaded again."
+                f"{files[name]} is damaged: expected {size:,} bytes with MD5 {md5}, found {len(content):,} bytes with "
+                f"MD5 {found}. Replace it by a good copy, or {again}."
             )
     return True
 
 
+def _found_instead(asked: str | Path, name: str, places: list[Path]) -> str:
+    """Return a sentence on what there is in a folder that was named, and does not hold MNIST."""
+    place = next((place for place in places if place.exists()), places[0])
+    if place.is_dir():
+        names = sorted(path.name for path in place.iterdir())
+        held = f"holds {', '.join(names[:8])}{' and more' if len(names) > 8 else ''}" if names else "is empty"
+    else:
+        held = "is no folder" if place.exists() else "does not exist"
+    return (
+        f"no MNIST in {asked}, which {name} names: {place} {held}. Expected {', '.join(MNIST_FILES)}, packed (.gz) or "
+        "not, in it or in MNIST/raw/ inside. If no folder is named, MNIST is looked for in data/, or downloaded; "
+        "'digits' asks for scikit-learn's digits."
+    )
+
+
 def _read_files(folder: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """Return the images and labels of the training set, and of the test set."""
-    # Imported only here: torchvision loads torch._dynamo, 120 MB that a process needs only if it trains.
-    from torchvision.datasets.mnist import read_image_file, read_label_file
+    # Not through torchvision.datasets.MNIST, which reads no packed files, and prefers what older versions have left.
+    files = _files_in(folder)
 
-    # Not through torchvision.datasets.MNIST, which would prefer an unverified MNIST/processed/ of older versions.
-    raw = folder / "MNIST" / "raw"
+    def read(name: str, header: int) -> torch.Tensor:
+        return torch.frombuffer(bytearray(_content(files[name])), dtype=torch.uint8, offset=header)
+
     return tuple(
         (
-            read_image_file(str(raw / f"{part}-images-idx3-ubyte")).unsqueeze(1),
-            read_label_file(str(raw / f"{part}-labels-idx1-ubyte")),
+            read(f"{part}-images-idx3-ubyte", 16).view(-1, 1, 28, 28),
+            read(f"{part}-labels-idx1-ubyte", 8).long(),
         )
         for part in ("train", "t10k")
     )

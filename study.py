@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import joblib
 import matplotlib.pyplot as plt
@@ -16,8 +17,9 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from checks import check_percent
 from mnist import find_mnist
-from utils import RESULTS, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
+from utils import RESULTS, check_folder, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
 
 
 def run_study(
@@ -25,7 +27,8 @@ def run_study(
 ) -> list[dict]:
     """Train every run that has no record yet, several at a time, and return the records of all, in the order given.
 
-    Records are looked for among the course's own, and then where ``save_run`` writes them. A run is saved as soon as
+    Records are looked for where ``save_run`` writes them, and then among the course's own. On the digits these count
+    only if all of them are there: runs on MNIST are not mixed with others. A run is saved as soon as
     it ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If
     ``train`` lets ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
     ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
@@ -45,6 +48,7 @@ def run_study(
             of that name was made with other arguments, or on other data than the rest, or is damaged.
         RuntimeError: some runs failed; all the others were still finished and saved.
         FileNotFoundError: a run was saved elsewhere, by a worker that has another folder for results.
+        OSError: the folder for results cannot be written to.
     """
     names = [run.get("name") for run in runs]
     for name in names:
@@ -54,10 +58,23 @@ def run_study(
     if len(set(names)) < len(names):
         raise ValueError(f"expected every run to have a name of its own, got {names}")
     runs = check_json(runs)
-    folder = results_folder("digits" if find_mnist() is None else "MNIST")
-    records = {run["name"]: _find(run, folder) for run in runs}
+    data_name = "digits" if find_mnist() is None else "MNIST"
+    folder = results_folder(data_name)
+    paths = _paths(runs, folder)
+    instead = [
+        name
+        for name in names
+        if (path := paths[name])
+        and (RESULTS / f"{name}.json").is_file()
+        and folder != RESULTS
+        and path.is_relative_to(folder)
+    ]
+    if instead:
+        print(f"{study}: your own runs, from {folder}, instead of the course's: {', '.join(instead)}")
+    if missing := [name for name in names if not paths[name]]:
+        check_folder(data_name, missing[0])
     _clear_away(names, folder)
-    tasks = [joblib.delayed(_train_and_save)(train, run, os.getpid()) for run in runs if not records[run["name"]]]
+    tasks = [joblib.delayed(_train_and_save)(train, run, os.getpid()) for run in runs if not paths[run["name"]]]
     try:
         parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
     except ValueError:  # Ray's backend, among others, returns all results at the end: then the bar waits, too
@@ -72,21 +89,34 @@ def run_study(
             bar.update()
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed, the others are saved; {'; '.join(failures)}")
-    records |= {run["name"]: _find(run, folder) for run in runs if not records[run["name"]]}
-    if missing := [name for name in names if not records[name]]:
+    paths |= {run["name"]: _find(run, [folder]) for run in runs if not paths[run["name"]]}
+    if missing := [name for name in names if not paths[name]]:
         raise FileNotFoundError(
             f"{', '.join(missing)}: trained, but not saved in {folder}. Let MNIST_RESULTS name one folder, and "
             "MNIST_ROOT the same data, for all the workers."
         )
+    records = {name: read_record(path) for name, path in paths.items()}
     data = {name: record["data"] for name, record in records.items()}
     if len(set(data.values())) > 1:
         raise ValueError(f"expected records of runs on the same data, got {data}: delete those that do not belong here")
     return list(records.values())
 
 
-def _find(run: dict, folder) -> dict | None:
-    """Return the record of a run with these arguments, from the course's own records or from ``folder``."""
-    for path in (place / f"{run['name']}.json" for place in (RESULTS, folder)):
+def _paths(runs: list[dict], folder: Path) -> dict[str, Path | None]:
+    """Return where the record of each run is, if it has one: one's own first, but for the digits see ``run_study``."""
+    on_mnist = [results_folder("MNIST"), RESULTS]
+    if folder in on_mnist:
+        return {run["name"]: _find(run, on_mnist) for run in runs}
+    own = {run["name"]: _find(run, [folder]) for run in runs}
+    others = {run["name"]: _find(run, on_mnist) for run in runs}
+    if all(others.values()) and not all(own.values()):
+        return others
+    return {name: own[name] or others[name] for name in own}
+
+
+def _find(run: dict, folders: list[Path]) -> Path | None:
+    """Return the record of a run with these arguments, from the first of these folders that has it."""
+    for path in (folder / f"{run['name']}.json" for folder in folders):
         if not path.is_file():
             continue
         record = read_record(path)
@@ -95,10 +125,10 @@ def _find(run: dict, folder) -> dict | None:
                 raise ValueError(
                     f"{path} was made with {record['arguments']}, not with {run}: rename the run, or delete the file"
                 )
-            return record
+            return path
         # A notebook that trains one run of a study by itself (4 and 7) saves it without arguments.
         if all(record[key] == run[key] for key in ("seed", "epochs") if key in run):
-            return record
+            return path
     return None
 
 
@@ -164,8 +194,9 @@ def plot_networks(
         target: an accuracy in percent, drawn as a horizontal line.
 
     Raises:
-        ValueError: there are no networks, or more than seven, or one has no records.
+        ValueError: there are no networks, or more than seven, or one has no records; the target is no percentage.
     """
+    check_percent(target)
     colors = ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de", "#8c564b", "#d16ba5")
     if not 1 <= len(runs) <= len(colors) or not all(runs.values()):
         raise ValueError(f"expected one to {len(colors)} networks, each with records, got {list(runs)}")

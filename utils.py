@@ -7,17 +7,16 @@ load (in mnist.py) -> train -> evaluate -> record -> plot -> check
 """
 
 import copy
-import inspect
 import json
 import math
 import os
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -28,13 +27,35 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from checkpoint import Checkpoint, identity, torch_bytes, write_whole
+from checkpoint import Checkpoint, identity, torch_bytes
+from checks import (
+    check_count,
+    check_images,
+    check_labels,
+    check_percent,
+    check_training,
+    training_settings,
+    unwrapped,
+)
 from fast import fast_order, has_bfloat16, machine
+from files import shown, why_not_writable, write_whole
 from mnist import ROOT, Data
 from mnist import load_mnist as load_mnist  # for the notebooks
 
 RESULTS = ROOT / "notebooks" / "results"
+UNWRITABLE = (
+    "results cannot be written to {0} ({1}). Make that possible, or let the environment variable MNIST_RESULTS name "
+    "another folder, as in os.environ['MNIST_RESULTS'] = 'build'."
+)
 MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, scaled to 0..1
+
+# In a notebook, the page gets the course's figures, whatever MPLBACKEND or a personal configuration file asks for.
+if hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel"):
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    matplotlib.use("module://matplotlib_inline.backend_inline")
+    matplotlib.rcdefaults()
+    set_matplotlib_formats("png")
 
 
 # --------------------------------------------------------------- train ----
@@ -111,14 +132,15 @@ def augment(images: torch.Tensor, *, degrees=0.0, translate=0.0, scale=0.0, shea
     Returns: ``(N, 1, H, H)``, float, 0 to 255.
 
     Raises:
-        ValueError: the images have another shape, or an amount is negative or too large.
+        ValueError: the images have another shape, or values that no pixel has; an amount is negative or too large.
     """
     if images.dim() != 4 or images.shape[1] != 1 or images.shape[2] != images.shape[3]:
         raise ValueError(f"expected square images of shape (N, 1, H, H), got {tuple(images.shape)}")
-    if min(degrees, translate, scale, shear, elastic) < 0 or scale >= 1 or shear >= 90:
+    check_images(images)
+    if min(degrees, translate, scale, shear, elastic) < 0 or max(translate, scale, elastic) >= 1 or shear >= 90:
         raise ValueError(
-            "expected amounts of 0 or more, scale below 1 and shear below 90 degrees, got "
-            f"degrees={degrees}, translate={translate}, scale={scale}, shear={shear}, elastic={elastic}"
+            "expected amounts of 0 or more, translate, scale and elastic (fractions) below 1, shear below 90 degrees, "
+            f"got degrees={degrees}, translate={translate}, scale={scale}, shear={shear}, elastic={elastic}"
         )
 
     def draw(largest: float) -> torch.Tensor:
@@ -152,7 +174,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.2
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=steps,
-        pct_start=warm_up,
+        pct_start=warm_up + 1e-9 * (warm_up * steps == 1),  # at exactly one step, PyTorch would divide by zero
         div_factor=10,
         final_div_factor=1000,
         cycle_momentum=False,
@@ -234,13 +256,14 @@ def fit(
     """Train the model in place, printing a line after every epoch, and return the run's record.
 
     Args:
-        model: maps ``(N, 1, 28, 28)`` normalised images to ``(N, 10)`` logits; moved to the data's device.
+        model: a new one, or one whose weights come from elsewhere; it maps ``(N, 1, 28, 28)`` normalised images to
+            ``(N, 10)`` logits. Moved to the data's device. (``torch.compile(model)`` is trained, and its network kept.)
         data: what ``load_mnist`` returned.
         name: the run's name, ``"run"`` or ``"study/run"``, and that of its files under ``notebooks/results/``.
-        optimizer: over ``model.parameters()``.
+        optimizer: a new one, over all parameters that are not frozen (``requires_grad_(False)``).
         epochs, batch_size: the last batch of an epoch may be shorter, and counts like the others.
         seed: of the shuffling, the augmentation and the dropout. (Seed the weights yourself, before making the model.)
-        scheduler: of the optimizer; stepped after every *batch*, so that its lengths are counted in batches.
+        scheduler: a new one of the optimizer; stepped after every *batch*, so that its lengths are counted in batches.
         loss: called with the logits, the labels and the normalised images of a training batch; by default the
             cross-entropy of the first two. (The test's loss is the cross-entropy in any case.)
         augmentation: arguments of ``augment``, which is then applied to every training batch.
@@ -257,40 +280,41 @@ def fit(
         The record: see ``save_run``.
 
     Raises:
-        ValueError: the optimizer is not the model's, or the scheduler not the optimizer's (of an earlier cell, often);
-            ``ema_decay`` is not between 0 and 1; there are ``augmented_epochs`` without an augmentation, or more of
-            them than epochs; the name is not a plain file name; a setting is nothing that JSON, and so the record, can
-            hold (a number of NumPy's, often).
+        ValueError: images, labels, optimizer, scheduler or another argument are not what is described here, or do not
+            belong together (an optimizer or a scheduler of an earlier cell, often); the model was trained by ``fit``
+            before; the scheduler waits for a metric, or its learning rate collapses within the first epoch; a setting
+            is nothing that JSON, and so the record, can hold (a number of NumPy's, often).
+        OSError: the folder for results, in which the run is to be saved, cannot be written to.
         FloatingPointError: the loss is no longer a finite number.
     """
-    _check_training(model, name, optimizer, scheduler, epochs, augmentation, augmented_epochs)
+    check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, augmentation, augmented_epochs)
     torch.manual_seed(seed)
     device = data.train_images.device
-    model.to(device)
+    network = unwrapped(model).to(device)
     settings = {
         "batch_size": batch_size,
-        "optimizer": _arguments(optimizer),
-        "scheduler": scheduler and _arguments(scheduler),
-        "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "cross_entropy",
+        **training_settings(optimizer, scheduler, loss),
         "augmentation": augmentation,
         "augmented_epochs": augmented_epochs,
         "ema_decay": ema_decay,
         "ema_start": None if ema_decay is None else "short memory",  # older records, without it: constant memory
     }
     shortened = has_bfloat16(device) if bfloat16 is None else bfloat16
-    run = _new_record(name, model, data, epochs, seed, settings, shortened)
+    run = _new_record(name, network, data, epochs, seed, settings, shortened)
+    check_folder(data.name, name, 16 * run["parameters"])
     started = time.perf_counter()
     batches = math.ceil(len(data.train_labels) / batch_size)
     # The bar shares one stream with the lines, so that a saved page shows the lines alone.
     bar = tqdm(total=epochs * batches, desc=name, unit="batch", mininterval=0.5, leave=False, file=sys.stdout)
     with bar, fast_order(model, device):
-        average = Average(model, ema_decay) if ema_decay is not None else None
+        average = Average(network, ema_decay) if ema_decay is not None else None
         if checkpoint:
-            state = _checkpoint(run, data, model, optimizer, scheduler, average, bfloat16)
+            state = _checkpoint(run, data, network, optimizer, scheduler, average, bfloat16)
             if progress := state.load():
                 _resume(run, progress, data)
                 started -= run["elapsed"][-1]
                 bar.update(len(run["elapsed"]) * batches)
+        network.trained_as = name  # from the first batch on, even if this cell is interrupted
         added = {"loss_function": loss, "scheduler": scheduler, "average": average, "bfloat16": shortened, "bar": bar}
         for epoch in range(len(run["elapsed"]) + 1, epochs + 1):
             changes = augmentation if augmented_epochs is None or epoch <= augmented_epochs else None
@@ -303,47 +327,16 @@ def fit(
             if checkpoint:
                 state.save({key: run[key] for key in ("history", "elapsed", "continued_after") if key in run})
         if average:
-            model.load_state_dict(average.module.state_dict())
+            network.load_state_dict(average.module.state_dict())
     run["seconds"] = round(time.perf_counter() - started, 1)
     return run
-
-
-def _check_training(model, name, optimizer, scheduler, epochs, augmentation, augmented_epochs) -> None:
-    """Raise ValueError if these arguments of ``fit`` do not belong together."""
-    check_name(name)
-    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if optimized != {id(p) for p in model.parameters()}:
-        raise ValueError("expected an optimizer over this model's parameters: make it again after making the model")
-    if scheduler and scheduler.optimizer is not optimizer:
-        raise ValueError("expected a scheduler of this optimizer: make it again after making the optimizer")
-    if augmented_epochs is not None and not (augmentation and 0 <= augmented_epochs <= epochs):
-        raise ValueError(
-            f"expected augmented_epochs from 0 to {epochs}, with an augmentation, got {augmented_epochs} "
-            f"with {augmentation}"
-        )
-
-
-def _arguments(of: torch.optim.Optimizer | LRScheduler) -> dict:
-    """Return the class and the arguments of an optimizer or a scheduler, as far as it has kept them, for the record."""
-    if isinstance(of, torch.optim.Optimizer):
-        kept = of.defaults
-    else:
-        state, group = of.state_dict(), of.optimizer.param_groups[0]
-        kept = {key: value for key, value in state.items() if key[0] != "_" and key != "last_epoch"}
-        # OneCycleLR keeps its peak with the weights, and the step at which it is reached instead of the share.
-        kept |= {key: group[key] for key in inspect.signature(type(of)).parameters if key in group}
-        if phases := state.get("_schedule_phases"):
-            kept["pct_start"] = round((phases[0]["end_step"] + 1) / state["total_steps"], 6)
-        if "_schedulers" in state:  # of SequentialLR, and the like
-            kept["schedulers"] = [_arguments(part) for part in of._schedulers]
-            kept["milestones"] = state.get("_milestones", [])
-    kinds = (bool, int, float, str, list, tuple, Counter)  # Counter: the milestones of MultiStepLR
-    return {"class": type(of).__name__} | {key: value for key, value in kept.items() if isinstance(value, kinds)}
 
 
 def _new_record(name: str, model: nn.Module, data: Data, epochs: int, seed: int, settings: dict, shortened) -> dict:
     """Return the record of a run before its first epoch. Raises ValueError if JSON cannot hold a setting."""
     check_json([settings, epochs, seed])  # rather than after the training
+    if frozen := sum(p.numel() for p in model.parameters() if not p.requires_grad):
+        settings |= {"frozen_parameters": frozen}
     return {
         "name": name,
         "model": type(model).__name__,
@@ -351,6 +344,8 @@ def _new_record(name: str, model: nn.Module, data: Data, epochs: int, seed: int,
         "epochs": epochs,
         "seed": seed,
         "data": data.name,
+        "train_count": len(data.train_labels),
+        "test_count": len(data.test_labels),
         "evaluated_on": data.evaluated_on,
         "settings": settings,
         **machine(data.train_images.device),
@@ -425,7 +420,12 @@ def predict(model: nn.Module, images: torch.Tensor, batch_size: int | None = Non
         images: on the model's device.
         batch_size: changes nothing but the speed and the rounding; default 250 on a processor, whose cache holds the
             maps of so many images (notebook 8), and 1,000 elsewhere.
+
+    Raises:
+        ValueError: the images have another shape, or values that no pixel has (scaled or normalised before).
     """
+    check_images(images)
+    check_count("batch_size", 1 if batch_size is None else batch_size)
     if batch_size is None:
         batch_size = 250 if images.device.type == "cpu" else 1000
     modes = {module: module.training for module in model.modules()}
@@ -445,7 +445,12 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tu
         model: see ``predict``.
         images: ``(N, 1, 28, 28)``, pixel values 0 to 255.
         labels: ``(N,)`` int64, 0 to 9.
+
+    Raises:
+        ValueError: images or labels are something else, or there are none.
     """
+    check_images(images)
+    check_labels(labels, images)
     logits = predict(model, images)
     return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).sum().item()
 
@@ -458,31 +463,46 @@ def save_run(run: dict, model: nn.Module) -> None:
 
     They go to ``notebooks/results/``, or to the folder that the environment variable ``MNIST_RESULTS`` names, counted
     from the repository's root (it keeps the course's own records as they are, and the tests set it). Runs on the
-    digits go to ``digits/`` inside. The run's checkpoint is removed.
+    digits go to ``digits/`` inside. The run's checkpoint is removed. There ``load_run`` and the others look first.
 
-    The record's keys: ``name, model, parameters, epochs, seed, data, evaluated_on, settings`` (of the optimizer, its
-    defaults; of the scheduler, its arguments), ``device, threads, precision, versions, seconds`` (training and
-    evaluation), ``elapsed`` (the seconds since the start, at the end of each epoch; not in older records),
-    ``continued_after`` (the epochs after which the run was stopped and continued, if it was), ``arguments`` (of runs by
-    ``study.run_study``), and ``history``, a list with one value for every epoch of each of ``train_loss,
-    train_accuracy`` (means over the epoch, while the weights still moved), ``test_loss`` and ``test_accuracy`` (after
-    the epoch).
+    The record's keys: ``name, model, parameters, epochs, seed, data, train_count, test_count`` (images; not in older
+    records), ``evaluated_on, settings`` (the arguments, also of the optimizer and of the scheduler), ``device, threads,
+    precision, versions, seconds`` (training and evaluation), ``elapsed`` (the seconds since the start, at the end of
+    each epoch; not in older records), ``continued_after`` (the epochs after which the run was stopped and continued, if
+    it was), ``arguments`` (of runs by ``study.run_study``), and ``history``, a list with one value for every epoch of
+    each of ``train_loss, train_accuracy`` (means over the epoch, while the weights still moved), ``test_loss`` and
+    ``test_accuracy`` (after the epoch).
 
     Raises:
-        ValueError: the name is not a plain file name.
+        ValueError: the name is not a plain file name, or JSON cannot hold what was added to the record.
+        OSError: the files cannot be written. The run and the model are as they were: it can be tried again.
     """
     check_name(run["name"])
     path = results_folder(run["data"]) / run["name"]
-    weights = torch_bytes({key: value.cpu() for key, value in model.state_dict().items()})
-    record = json.dumps(run, indent=1, allow_nan=False) + "\n"
-    write_whole({Path(f"{path}.pt"): weights, Path(f"{path}.json"): record.encode()})
+    weights = torch_bytes({key: value.cpu() for key, value in unwrapped(model).state_dict().items()})
+    record = json.dumps(check_json(run), indent=1) + "\n"
+    try:
+        write_whole({Path(f"{path}.pt"): weights, Path(f"{path}.json"): record.encode()})
+    except OSError as error:
+        raise OSError(f"{UNWRITABLE.format(path.parent, error.strerror)} Then call save_run again.") from error
     Path(f"{path}.checkpoint").unlink(missing_ok=True)
 
 
 def results_folder(data_name: str) -> Path:
     """Return the folder that runs on this data, ``"MNIST"`` or ``"digits"``, are written to: see ``save_run``."""
-    folder = ROOT / (os.environ.get("MNIST_RESULTS") or RESULTS)
+    folder = ROOT / Path(os.environ.get("MNIST_RESULTS") or RESULTS).expanduser()
     return folder if data_name == "MNIST" else folder / data_name
+
+
+def check_folder(data_name: str, name: str, size: int = 0) -> None:
+    """Raise OSError, before a run is trained, if ``save_run`` could not write so many bytes for it.
+
+    Raises ValueError if no run can have this name.
+    """
+    check_name(name)
+    path = results_folder(data_name) / f"{name}.checkpoint"
+    if reason := why_not_writable(path, size):
+        raise OSError(UNWRITABLE.format(path.parent, reason))
 
 
 def check_name(name: str) -> None:
@@ -505,7 +525,10 @@ def check_json(settings: object) -> object:
 
 
 def load_run(name: str) -> dict:
-    """Return the record of a saved run on MNIST, from ``notebooks/results/<name>.json``: ``load_run("steps/lenet5")``.
+    """Return the record of a saved run: ``load_run("steps/lenet5")``.
+
+    It is looked for where ``save_run`` writes (if there is one on MNIST and one on the digits, the later one counts),
+    and then among the course's own, in ``notebooks/results/``. A line says if it is not one of these.
 
     Raises:
         FileNotFoundError: there is no such record.
@@ -517,11 +540,23 @@ def load_run(name: str) -> dict:
 def load_runs(study: str) -> list[dict]:
     """Return the records of all saved runs of a study, ordered by their names: ``load_runs("target-8k")``.
 
+    Those where ``save_run`` writes come first, as for ``load_run``; the course's own are added if they have other names
+    and are on the same data. A line says how many are not the course's.
+
     Raises:
         FileNotFoundError: there is no such study.
         ValueError: one of its files is not a record.
     """
-    return [read_record(RESULTS / study / f"{name}.json") for name in _names(study, ".json")]
+    names = _names(study, ".json")
+    folders = [results_folder(data) / study for data in ("MNIST", "digits")]
+    # The runs on MNIST or those on the digits, whichever were trained last: they are not compared
+    own = max(folders, key=lambda folder: max((path.stat().st_mtime_ns for path in folder.glob("*.json")), default=0))
+    paths = {path.stem: path for place in (RESULTS / study, own) for path in place.glob("*.json")}
+    if own == folders[1]:
+        paths = {path.stem: path for path in own.glob("*.json")}
+    if yours := [path for path in paths.values() if not _is_the_courses(path)]:
+        print(f"{study}: {len(yours)} of these {len(paths)} records are your own, from {shown(own, ROOT)}")
+    return [read_record(paths[name]) for name in names if name in paths]
 
 
 def read_record(path: Path) -> dict:
@@ -537,7 +572,9 @@ def read_record(path: Path) -> dict:
 
 
 def load_weights(model: nn.Module, name: str) -> nn.Module:
-    """Load the final weights of a saved run on MNIST into the model, and return it in evaluation mode.
+    """Load the final weights of a saved run into the model, and return it in evaluation mode.
+
+    They are looked for like the record: see ``load_run``.
 
     Raises:
         FileNotFoundError: there are no such weights. (In the course, only runs whose weights something uses have them.)
@@ -549,38 +586,59 @@ def load_weights(model: nn.Module, name: str) -> nn.Module:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch raises whatever it stumbles over
         raise ValueError(f"{path} does not hold weights: run its notebook again to write them anew") from error
-    model.load_state_dict(weights)
+    network = unwrapped(model)
+    network.load_state_dict(weights)
+    network.trained_as = name
     return model.eval()
 
 
 def _result(name: str, suffix: str) -> Path:
     """Return the file of a saved run. Raises FileNotFoundError with the names that there are in its study."""
-    path = RESULTS / f"{name}{suffix}"
+    folders = [results_folder("MNIST"), results_folder("digits")]
+    own = [path for folder in folders if (path := folder / f"{name}{suffix}").is_file()]
+    path = max(own, key=lambda path: path.stat().st_mtime_ns, default=RESULTS / f"{name}{suffix}")
     if not path.is_file():
         study = name.rpartition("/")[0] or name
         names = ", ".join(_names(study, suffix)) or "none at all"
-        raise FileNotFoundError(f"no {path.name} in {RESULTS / study}; there are: {names}")
+        raise FileNotFoundError(f"no {path.name} in {_places(study)}; there are: {names}")
+    if not _is_the_courses(path):
+        print(f"{name} is your own run: {shown(path, ROOT)}")
     return path
+
+
+def _is_the_courses(path: Path) -> bool:
+    """Return whether a result is in the course's folder, and not on the digits."""
+    inside = os.path.relpath(path, RESULTS)
+    return not inside.startswith(("..", "digits"))
 
 
 def _names(study: str, suffix: str) -> list[str]:
     """Return the names of a study's files that end like this, without the end, and seed10 after seed9."""
-    if not study or not any((RESULTS / study).glob("*.json")):
-        studies = sorted({path.parent.name for path in RESULTS.glob("*/*.json")})
-        raise FileNotFoundError(f"no study {study!r} in {RESULTS}; there are: {', '.join(studies) or 'none at all'}")
-    stems = [path.stem for path in (RESULTS / study).glob(f"*{suffix}")]
+    folders = {results_folder("MNIST"), results_folder("digits"), RESULTS}
+    if not study or not any(path for folder in folders for path in (folder / study).glob("*.json")):
+        studies = {path.parent.name for folder in folders for path in folder.glob("*/*.json")} - {"digits"}
+        there = ", ".join(sorted(studies)) or "none at all"
+        raise FileNotFoundError(f"no study {study!r} in {_places()}; there are: {there}")
+    stems = {path.stem for folder in folders for path in (folder / study).glob(f"*{suffix}")}
     return sorted(
         stems, key=lambda stem: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", stem)]
     )
 
 
+def _places(study: str = "") -> str:
+    """Return where a study is looked for, for an error."""
+    return " or ".join(str(folder / study) for folder in dict.fromkeys([results_folder("MNIST"), RESULTS]))
+
+
 def mean_accuracy(run: dict, last: int = 5) -> float:
     """Return the mean test accuracy over the last ``last`` epochs of a run, in percent."""
+    check_count("last", last)
     return float(np.mean(run["history"]["test_accuracy"][-last:]))
 
 
 def print_runs(runs: list[dict], last: int = 5) -> None:
     """Print a table of runs, with the accuracies (percent) of the last ``last`` epochs, and on which set they are."""
+    check_count("last", last)
     width = max((len(run["name"]) for run in runs), default=0)
     print(f"{'run':{width}}  parameters  epochs  lowest   mean  final  set")
     for run in runs:
@@ -597,6 +655,7 @@ def print_runs(runs: list[dict], last: int = 5) -> None:
 
 def plot_digits(images: torch.Tensor, titles: list[str] | None = None, columns: int = 10) -> None:
     """Show images, ``(N, 1, 28, 28)`` with pixel values 0 to 255, as dark ink on white, in rows of ``columns``."""
+    check_images(images)
     rows = math.ceil(len(images) / columns)
     lines = max(title.count("\n") + 1 for title in titles) if titles else 0
     height = rows * (7 / columns + (0.1 + 0.15 * lines if lines else 0))
@@ -623,7 +682,7 @@ def plot_mistakes(model: nn.Module, data: Data, count: int = 20) -> None:
     confidence, guesses = probabilities.max(1)
     wrong = (guesses != data.test_labels).nonzero().flatten()
     wrong = wrong[confidence[wrong].argsort(descending=True)]
-    print(f"{len(wrong)} of {len(guesses):,} are wrong; the {min(count, len(wrong))} surest mistakes, label → guess:")
+    print(f"{len(wrong)} of {len(guesses):,} are wrong; the {min(count, len(wrong))} surest mistakes, label -> guess:")
     if len(wrong):
         shown = wrong[:count]
         plot_digits(data.test_images[shown], [f"{data.test_labels[i]} → {guesses[i]}" for i in shown])
@@ -640,10 +699,11 @@ def plot_runs(runs: list[dict], target: float | None = None, last: int | None = 
         last: shade the last so many epochs of the first run, the ones that count.
 
     Raises:
-        ValueError: there is no run, or more than five.
+        ValueError: there is no run, or more than five, or the target is no percentage.
     """
     # Dark to light, so that they differ when printed in grey; the markers tell them apart as well.
     colors, markers = ("#111b3a", "#b22222", "#2a9d6f", "#d98e04", "#8fb8de"), "os^Dv"
+    check_percent(target or 0)
     if not 1 <= len(runs) <= len(colors):
         raise ValueError(f"expected one to {len(colors)} runs, which stay legible, got {len(runs)}")
     figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
@@ -707,7 +767,7 @@ def plot_layers(model: nn.Module) -> None:
 def parameters_by_layer(model: nn.Module) -> dict[str, int]:
     """Return the number of parameters of every layer that has some of its own; shared ones count once."""
     counts, seen = {}, set()
-    for name, module in model.named_modules():
+    for name, module in unwrapped(model).named_modules():
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen |= {id(p) for p in own}
         if count := sum(p.numel() for p in own):
@@ -731,10 +791,10 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
         last: number of final epochs that count, 1 or more.
 
     Raises:
-        ValueError: ``last`` is below 1.
+        ValueError: ``last`` is below 1, or the accuracy is no percentage (0.994 would always be met).
     """
-    if last < 1:
-        raise ValueError(f"expected last to be 1 or more, got {last}")
+    check_count("last", last)
+    check_percent(accuracy)
     if run["data"] != "MNIST":
         print(f"no claim: this run is on {run['data']}, and the target is about MNIST")
         return False

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from checkpoint import write_whole
 from fast import processor
-from mnist import find_mnist
+from mnist import torchvision_root
 from model import Net8k, Net20k
 from utils import RESULTS, augment, evaluate, fit, load_mnist, normalize, predict
 
@@ -95,7 +95,7 @@ def new_model(network, order=torch.contiguous_format, **options) -> tuple:
 def usual(network, batch_size: int):
     """Return a function that trains a new network for one more epoch by the usual loop."""
     model, optimizer = new_model(network)
-    loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](find_mnist()))
+    loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](torchvision_root()))
     return lambda: notebook["usual_epoch"](model, optimizer, *loaders, device)
 
 
@@ -107,10 +107,14 @@ def in_memory(network, batch_size: int, *, read_loss=False, bfloat16=True, compi
 
 
 def by_fit(network, batch_size: int):
-    """Return a function that trains a new network for one more epoch by the course's fit."""
-    model, optimizer = new_model(network)
+    """Return a function that trains a new network for an epoch by the course's fit."""
     settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}}
-    return lambda: fit(model, data, name="epoch", optimizer=optimizer, **settings)
+
+    def train():
+        model, optimizer = new_model(network)
+        fit(model, data, name="epoch", optimizer=optimizer, **settings)
+
+    return train
 
 
 def in_turn(trainings: dict) -> dict:
@@ -217,7 +221,7 @@ def seconds_to(elapsed: list[float], accuracies: list[float], accuracy: float) -
 
 def usual_training(network, batch_size: int, epochs: int, seed: int) -> tuple[list[float], list[float]]:
     """Train by the usual loop, see by_epochs; return elapsed seconds and test accuracies, epoch by epoch."""
-    loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](find_mnist()))
+    loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](torchvision_root()))
     return by_epochs(network, epochs, seed, lambda *trained: notebook["usual_epoch"](*trained, *loaders, device)[1])
 
 

@@ -16,7 +16,7 @@ def first_of(digits: Data) -> Data:
 def train(data, *, model=None, optimizer=None, lr=0.05, schedule=None, **settings):
     """A short run, on a small network with BatchNorm and dropout unless another is given: (record, model)."""
     torch.manual_seed(0)
-    model = model or Skeleton(True, 0.1)
+    model = Skeleton(True, 0.1) if model is None else model
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     settings = {"name": "few/short", "epochs": 2, "batch_size": 100, "seed": 0} | settings
     return fit(model, data, optimizer=optimizer, scheduler=schedule and schedule(optimizer), **settings), model

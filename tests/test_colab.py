@@ -76,6 +76,16 @@ def test_in_a_clone_nothing_is_fetched(served, tmp_path, place):
 
 
 @pytest.mark.slow
+def test_from_the_folder_above_a_clone_nothing_is_fetched(served, tmp_path):
+    above = tmp_path / "above"
+    above.mkdir()
+    (above / "my course").symlink_to(ROOT)
+    where, said = opened(above, served | {"PATH": ""}, tmp_path, times=2)  # without git
+    assert where and where[1:3] == [str(ROOT / "model.py"), str(ROOT / "utils.py")], said
+    assert [path.name for path in above.iterdir()] == ["my course"]
+
+
+@pytest.mark.slow
 def test_without_a_network_one_clear_error(served, tmp_path):
     where, said = opened(tmp_path, served | {"GIT_CONFIG_KEY_0": "url.file:///nowhere/.insteadOf"}, tmp_path)
     assert where is None and "the course could not be fetched: is there a network?" in said

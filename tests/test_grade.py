@@ -83,6 +83,8 @@ NETWORKS = {
 RECIPES = {
     "made for 4 steps, but it is stepped after every batch, 100 times": how(steps=4), "argument 'rate'": how(rate=1),
     "made for 4 steps, but it is stepped": how(steps=4, schedule=torch.optim.lr_scheduler.CosineAnnealingLR),
+    "with StepLR the learning rate collapses | by 25": how(schedule=lambda o, _: torch.optim.lr_scheduler.StepLR(o, 2)),
+    "ReduceLROnPlateau, which waits for a": how(schedule=lambda o, _: torch.optim.lr_scheduler.ReduceLROnPlateau(o)),
     "recipe adds or removes layers": lambda m, n: recipe(m.add_module("a", same) or m, n),
     "TypeError: 'NoneType' object is not callable (in your line: scheduler = schedule(": how(schedule=None),
     "epochs is 0, and should be a whole number": lambda m, n: recipe(m, n) | {"epochs": 0},
@@ -123,6 +125,9 @@ def test_the_course_s_own_data_may_be_used_and_no_test_image_is_a_training_image
 
 
 def test_a_missed_target_says_by_how_much_where_and_what_may_help_if_anything_is_claimed(submit):
+    for wrong, complaint in (({"accuracy": 0.994}, "in percent"), ({"last": 0}, "last to be 1 or more")):
+        with pytest.raises(ValueError, match=complaint):
+            submit(**wrong)  # rather than after the training
     (run, _), out = submit(accuracy=100.0)
     accuracy = run["history"]["test_accuracy"][-2]
     assert f"epoch 3: {accuracy:.2f}, {100 - accuracy:.2f} short" in out and "are not read well enough either" in out

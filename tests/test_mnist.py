@@ -1,7 +1,9 @@
 """Where the images come from: real files, found, damaged on purpose, and downloaded from mirrors on this machine."""
 
+import errno
 import gzip
 import os
+import re
 import shutil
 import socket
 import threading
@@ -15,7 +17,7 @@ import pooch
 import pytest
 import torch
 
-from mnist import MNIST_FILES, download, find_mnist, load_mnist
+from mnist import MNIST_FILES, download, find_mnist, load_mnist, torchvision_root
 from utils import MEAN, STD
 
 SOURCE = Path(os.environ["MNIST_ROOT"], "MNIST", "raw")  # the conftest.py of the repository's root has set it
@@ -60,8 +62,7 @@ def test_files_are_found_in_order_and_damaged_ones_named_and_never_used(mnist, c
     raw = shutil.copytree(SOURCE, copy / "MNIST" / "raw", copy_function=shutil.copyfile)
     assert find_mnist(copy) == copy
     monkeypatch.setenv("MNIST_ROOT", str(copy))
-    assert find_mnist() == copy and find_mnist("digits") is None and capsys.readouterr().out == ""
-    assert find_mnist(copy / "nowhere") == copy and "No MNIST files in" in capsys.readouterr().out
+    assert find_mnist() == copy == torchvision_root() and find_mnist("digits") is None and capsys.readouterr().out == ""
     monkeypatch.setenv("MNIST_ROOT", "../copy")  # counted from the root, wherever a notebook is
     assert find_mnist().resolve() == copy
     (copy / "MNIST" / "processed").mkdir()  # unverified: old versions of torchvision made it, and still prefer it
@@ -83,6 +84,60 @@ def test_files_are_found_in_order_and_damaged_ones_named_and_never_used(mnist, c
     for root in (course / "data", None):  # in data/, the file is missing only because no mirror has it
         with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte is missing.*Copy it there, or delete"):
             load_mnist(root, device="cpu")
+
+
+@pytest.mark.parametrize("form", ["{}.gz", "{}", "MNIST/raw/{}.gz", "raw/{}", "{} with a dot", "{}.gz with a dot"])
+def test_a_folder_that_is_named_may_hold_the_files_as_they_are_published(mnist, course, monkeypatch, form):
+    for name in MNIST_FILES:
+        name, _, dotted = form.format(name).partition(" with a ")
+        path = course.parent / "published" / (name.replace("-idx", ".idx") if dotted else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = (SOURCE / path.name.replace(".idx", "-idx").removesuffix(".gz")).read_bytes()
+        path.write_bytes(gzip.compress(content, compresslevel=1) if ".gz" in form else content)
+    monkeypatch.setenv("MNIST_ROOT", str(course.parent / "published"))
+    assert find_mnist() == course.parent / "published" and list(course.iterdir()) == []
+    data = load_mnist(device="cpu")
+    for part in ("train_images", "train_labels", "test_images", "test_labels"):
+        assert torch.equal(getattr(data, part), getattr(mnist, part))
+    for name in MNIST_FILES:
+        assert (torchvision_root() / "MNIST" / "raw" / name).read_bytes() == (SOURCE / name).read_bytes()
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged: expected 10,008 bytes"):
+        find_mnist()
+
+
+@pytest.mark.parametrize("named", ["root", "MNIST_ROOT"])
+def test_a_folder_that_is_named_and_holds_something_else_is_an_error_that_says_what(course, monkeypatch, named):
+    folder, file = course.parent / "other", course.parent / "other" / "mnist.npz"
+    folder.mkdir()
+    for place, held in (
+        (folder, "is empty"),
+        (folder / "no", "does not exist"),
+        (file, "is no folder"),
+        (folder, "npz"),
+    ):
+        if held == "is no folder":
+            file.touch()
+        root = place if named == "root" else None
+        monkeypatch.setenv("MNIST_ROOT", str(course if root else place))
+        with pytest.raises(FileNotFoundError, match=rf"no MNIST in .*{named} names.*{held}.*packed \(.gz\) or not"):
+            load_mnist(root, device="cpu")
+
+
+def test_what_the_disk_refuses_is_not_called_a_failed_download_and_is_tried_first(course, monkeypatch, capsys):
+    (course / "data").touch()  # so that no folder of this name can be made
+    monkeypatch.setattr("mnist._fetch", lambda *_: pytest.fail("downloaded before the folder was tried"))
+    assert load_mnist(device="cpu").name == "digits"
+    printed = capsys.readouterr().out
+    assert re.match(r"MNIST could not be written to .*data \(Not a directory\): .* digits .*MNIST_ROOT", printed)
+    monkeypatch.setattr("mnist.why_not_writable", lambda *_: None)  # there was room, but not enough
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mnist._fetch", full)
+    assert load_mnist(device="cpu").name == "digits" and "be written to" in (said := capsys.readouterr().out)
+    assert "No space left" in said
 
 
 def test_mirrors_are_tried_in_turn_and_files_seen_only_when_whole(mnist, course, monkeypatch, tmp_path, capsys):

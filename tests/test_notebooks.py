@@ -2,15 +2,19 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from functools import partial
+from io import BytesIO
 
 import nbformat
 import numpy as np
 import pytest
 from address import NOTEBOOKS
+from PIL import Image
 
 import model
 from model import Net8k, NetTiny
@@ -136,6 +140,34 @@ def test_ten_seeds_hold_what_is_claimed(study, most, epochs, lowest, mean):
 
 
 @pytest.mark.slow
+def test_neither_a_shell_s_settings_nor_another_order_of_the_cells_change_a_page(tmp_path):
+    """Notebook 11 on the digits, with a backend and a personal file that would take its figures away or change them."""
+    (tmp_path / "matplotlibrc").write_text("backend: pdf\nfigure.dpi: 20\nfont.size: 30\n")
+    (tmp_path / "backwards.py").write_text("def pytest_collection_modifyitems(items):\n    items.reverse()\n")
+    hostile = {"MPLBACKEND": "Agg", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONPATH": str(tmp_path)}
+    environment = os.environ | hostile | {"MNIST_ROOT": "digits", "MNIST_RESULTS": str(tmp_path)}
+    path = ROOT / "notebooks" / "11_your_turn.ipynb"
+    execute = ["jupyter", "nbconvert", "--execute", "--to", "notebook", f"--output={tmp_path / 'page'}", path]
+    check = ["pytest", "--nbval", "-q", "-p", "no:cacheprovider", "-p", "backwards", path]
+    for command in (execute, check):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    before, after = (nbformat.read(file, as_version=4) for file in (path, tmp_path / "page.ipynb"))
+    figures = [
+        [
+            Image.open(BytesIO(b64decode(output.data["image/png"]))).size
+            for cell in code_cells(of)
+            for output in cell.outputs
+            if "image/png" in output.get("data", {})
+        ]
+        for of in (before, after)
+    ]
+    assert figures[0] == figures[1] and len(figures[0]) == 3
+
+
+@pytest.mark.slow
 def test_a_falsified_claim_fails_under_nbval(tmp_path):
     """The claim of notebook 7 on its saved run: as committed it passes, with a falsified output or target it fails."""
     source = nbformat.read(ROOT / "notebooks" / "07_target_8k.ipynb", as_version=4)
@@ -148,7 +180,19 @@ def test_a_falsified_claim_fails_under_nbval(tmp_path):
     for name, cell in cells.items():
         notebook = nbformat.v4.new_notebook(cells=[first, cell], metadata=source.metadata)
         nbformat.write(notebook, tmp_path / f"test_{name}.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-rfE"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "--nbval-current-env",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        "-rfE",
+    ]
     done = subprocess.run([*command, "."], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     failed = set(re.findall(r"^FAILED .*test_(\w+)\.ipynb::", done.stdout, re.MULTILINE))
     assert failed == {"output", "target"} and "2 failed, 4 passed" in done.stdout, done.stdout

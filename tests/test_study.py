@@ -34,8 +34,8 @@ def test_finished_runs_are_not_repeated_and_nothing_is_printed(place, monkeypatc
     monkeypatch.setattr("study.RESULTS", place / "digits")
     monkeypatch.setenv("MNIST_RESULTS", str(place / "mine"))
     assert never(RUNS[:2]) == records and not (place / "mine").exists()
-    save_run(records[0] | {"seed": 7}, torch.nn.ReLU())  # as a notebook does; but the course's own come first
-    assert never(RUNS[:2]) == records
+    save_run(records[0] | {"seed": 7}, torch.nn.ReLU())  # of another seed
+    assert never(RUNS[:2]) == records and "your own" not in capsys.readouterr().out
 
 
 def test_wrong_runs_are_refused_and_a_record_is_taken_only_for_its_own_run_beside_others_on_the_same_data(place):
@@ -58,6 +58,31 @@ def test_wrong_runs_are_refused_and_a_record_is_taken_only_for_its_own_run_besid
     (place / "course" / "few").mkdir(parents=True)
     (place / "course" / "few" / "1.json").write_text(json.dumps(record | RUNS[1] | {"data": "MNIST"}))
     with pytest.raises(ValueError, match=r"records of runs on the same data.*digits.*MNIST"):
+        never(RUNS[:2])
+
+
+def test_one_s_own_runs_come_before_the_course_s_but_on_the_digits_only_all_together(place, monkeypatch, capsys):
+    mine, course = [], []
+    for run in RUNS[:2]:
+        record, model = train(**run)
+        mine.append(record | {"seconds": 1})
+        course.append(record | {"seconds": 2, "data": "MNIST"})
+        (place / "course" / "few").mkdir(parents=True, exist_ok=True)
+        (place / "course" / f"{run['name']}.json").write_text(json.dumps(course[-1]))
+    assert never(RUNS[:2]) == course and "your own" not in capsys.readouterr().out
+    save_run(mine[0], model)
+    assert never(RUNS[:2]) == course
+    save_run(mine[1], model)
+    assert never(RUNS[:2]) == mine and "your own runs, from" in (said := capsys.readouterr().out) and "few/1" in said
+    monkeypatch.setattr("study.find_mnist", lambda: place)  # on MNIST
+    save_run(course[0] | {"seconds": 3}, model)
+    assert [record["seconds"] for record in never(RUNS[:2])] == [3, 2]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_trained(place, monkeypatch):
+    (place / "file").touch()
+    monkeypatch.setenv("MNIST_RESULTS", str(place / "file"))
+    with pytest.raises(OSError, match="MNIST_RESULTS name another"):
         never(RUNS[:2])
 
 

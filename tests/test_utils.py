@@ -182,6 +182,62 @@ def test_records_and_weights_come_back_as_they_were(few, place, monkeypatch):
     assert {file: file.read_bytes() for file in folder.iterdir()} == old  # and nothing is left over
 
 
+def test_what_was_written_is_what_is_read_and_a_line_says_which_file_it_was(few, place, capsys):
+    run, model = train(few)
+    other = Skeleton(True, 0.1)
+
+    def written(name, at, seed, model=model, data="digits"):
+        record = json.dumps(run | {"name": name, "seed": seed, "data": data})
+        write_whole({at / f"{name}.pt": torch_bytes(model.state_dict()), at / f"{name}.json": record.encode()})
+
+    def read(name="few/0"):
+        weights = load_weights(Skeleton(True, 0.1), name)
+        return load_run(name)["seed"], "its own" if same_weights(weights, model) else "another's"
+
+    for name in ("few/0", "few/1"):
+        written(name, place / "course", 1, other, "MNIST")
+    capsys.readouterr()
+    assert read() == (1, "another's") and len(load_runs("few")) == 2 and capsys.readouterr().out == ""
+    save_run(run | {"name": "few/0", "seed": 2}, model)  # of the same name, on the digits
+    assert read() == (2, "its own")
+    said = capsys.readouterr().out
+    assert f"few/0 is your own run: {place / 'digits' / 'few' / '0'}.pt\n" in said and "0.json\n" in said
+    assert [run["seed"] for run in load_runs("few")] == [2]  # not beside runs on MNIST
+    assert f"few: 1 of these 1 records are your own, from {place / 'digits' / 'few'}\n" == capsys.readouterr().out
+    save_run(run | {"name": "few/0", "seed": 3, "data": "MNIST"}, model)  # later than the one on the digits
+    assert read() == (3, "its own") and [run["seed"] for run in load_runs("few")] == [3, 1]
+    assert f"few: 1 of these 2 records are your own, from {place / 'few'}\n" in capsys.readouterr().out
+    assert read("few/1") == (1, "another's") and capsys.readouterr().out == ""  # the course's
+    save_run(run | {"name": "mine/0", "seed": 4}, model)
+    assert read("mine/0") == (4, "its own") and load_runs("mine")[0]["seed"] == 4
+    with pytest.raises(FileNotFoundError, match=rf"no 2.json in {place}/few or {place}/course/few; there are: 0, 1$"):
+        load_run("few/2")
+
+
+def test_the_folder_for_results_is_tried_before_the_training(few, place, monkeypatch, capsys):
+    (place / "file").touch()
+    monkeypatch.setenv("MNIST_RESULTS", str(place / "file" / "results"))
+    for call in (lambda: train(few), lambda: train(few, checkpoint=True)):
+        with pytest.raises(OSError, match=r"file/results/digits/few \(Not a directory\).*MNIST_RESULTS name another"):
+            call()
+    assert "Train:" not in capsys.readouterr().out
+    monkeypatch.setenv("MNIST_RESULTS", str(place))
+    with pytest.raises(OSError, match=r"\(File name too long\)"):
+        train(few, name="few/" + 250 * "x")
+    run, model = train(few)
+    assert [path.name for path in place.rglob("*")] == ["file"]  # the trial leaves nothing
+    (place / "digits").touch()  # in the meantime
+    with pytest.raises(OSError, match=r"MNIST_RESULTS name another folder.*Then call save_run again"):
+        save_run(run, model)
+    monkeypatch.setattr("utils.check_folder", lambda *_: None)
+    train(few, checkpoint=True)  # to its end, all the same
+    assert capsys.readouterr().out.count("short.checkpoint could not be written (") == 2
+    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.setenv("MNIST_RESULTS", "~/runs")
+    save_run(run, model)
+    assert (place / "home" / "runs" / "digits" / "few" / "short.pt").is_file() and load_run("few/short") == run
+
+
 def test_missing_and_broken_records_say_what_to_do(place, monkeypatch):
     monkeypatch.setattr(utils, "RESULTS", place)
     weights = torch_bytes(Net8k().state_dict())[:5000]
@@ -209,6 +265,7 @@ def test_what_makes_no_sense_is_refused(few):
             augment(images)
     other = torch.optim.SGD(LeNet5().parameters(), lr=0.1)
     for complaint, wrong in (
+        (r"expected amounts .*\(fractions\) below 1", {"augmentation": {"translate": 2}}),  # pixels
         ("augmented_epochs from 0 to 2", {"augmented_epochs": 1}),
         ("augmented_epochs from 0 to 2", {"augmented_epochs": 3, "augmentation": {"degrees": 1}}),
         ("ema_decay from 0 to 1", {"ema_decay": 1.1}),
@@ -223,8 +280,20 @@ def test_what_makes_no_sense_is_refused(few):
     for runs in ([], [{}] * 6):
         with pytest.raises(ValueError, match="one to 5 runs"):
             utils.plot_runs(runs)
-    with pytest.raises(ValueError, match="last to be 1 or more"):
-        meets_target([99.5], last=0)
+    run = {"name": "a", "history": {"test_accuracy": [99.5]}}
+    for check in (
+        lambda: meets_target([9.5], last=0),
+        lambda: utils.mean_accuracy(run, 0),
+        lambda: utils.print_runs([run], 0),
+    ):
+        with pytest.raises(ValueError, match="last to be 1 or more"):
+            check()
+    for check in (
+        lambda: check_target(run, max_parameters=1, max_epochs=1, accuracy=0.994, last=1),
+        lambda: utils.plot_runs([run], 0.994),
+    ):
+        with pytest.raises(ValueError, match=r"in percent, as in 99\.4, got 0\.994"):
+            check()
 
 
 def test_plots_draw(few):

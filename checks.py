@@ -1,0 +1,277 @@
+"""What ``fit``, ``predict`` and ``evaluate`` refuse, in a sentence that helps, and what a record says of a training.
+
+The checks raise ValueError before the first batch. What their arguments mean is said in ``utils``.
+"""
+
+import copy
+import inspect
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
+AGAIN = "make the model, the optimizer and the scheduler again, in this order"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside ``torch.compile``'s wrapper, or another that adds a prefix to the names of weights."""
+    while True:
+        if isinstance(model, WRAPPERS):
+            model = model.module
+        elif "_orig_mod" in getattr(model, "_modules", {}):  # of torch.compile
+            model = model._orig_mod
+        else:
+            return model
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless the value is a whole number, 1 or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"expected {name} to be 1 or more, a whole number, got {value!r}")
+
+
+def check_percent(accuracy: float) -> None:
+    """Raise ValueError unless the accuracy can be one in percent: 0.994 is not, and would be met by anything."""
+    if not (1 < accuracy <= 100 or accuracy == 0):
+        raise ValueError(f"expected an accuracy in percent, as in 99.4, got {accuracy}")
+
+
+def check_images(images: torch.Tensor) -> None:
+    """Raise ValueError unless these are images, ``(N, 1, H, W)``, with pixel values 0 to 255."""
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(
+            f"expected images as a torch tensor, got {type(images).__name__}: torch.from_numpy makes one of an array"
+        )
+    if images.dim() != 4:
+        raise ValueError(
+            f"expected images of shape (N, 1, 28, 28), got {tuple(images.shape)}"
+            + (": images.unsqueeze(1) adds the channel" if images.dim() == 3 else "")
+        )
+    if images.dtype == torch.uint8 or images.numel() == 0:
+        return
+    low, high = (value.item() for value in images.float().aminmax())
+    # A little room for interpolation; nothing between 0 and 2 is a pixel value, unless all is background.
+    scaled = (0.1 < high <= 2 and images.dtype.is_floating_point) or images.dtype == torch.bool
+    if low >= -0.1 and high <= 255.5 and not scaled:
+        return
+    raise ValueError(
+        f"expected pixel values from 0 to 255, as load_mnist and read_image return them, got {images.dtype} from "
+        f"{low:.4g} to {high:.4g}. Scaled or normalised before (by ToTensor, perhaps)? Leave it out: it is done inside."
+    )
+
+
+def check_labels(labels: torch.Tensor, images: torch.Tensor) -> None:
+    """Raise ValueError unless these are labels, ``(N,)`` int64 from 0 to 9, one for each image, and at least one."""
+    if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.dtype != torch.int64:
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels)
+        one_hot = isinstance(labels, torch.Tensor) and labels.dim() == 2
+        raise ValueError(
+            f"expected labels of shape (N,), torch.int64, from 0 to 9, got {got}"
+            + (": one-hot? labels.argmax(1) gives the digits" if one_hot else ": torch.as_tensor(labels).long()?")
+        )
+    if len(labels) != len(images) or len(labels) == 0:
+        raise ValueError(
+            f"expected a label for each image, one or more, got {len(images)} images, {len(labels)} labels"
+        )
+    low, high = (value.item() for value in labels.aminmax())
+    if low < 0 or high > 9:
+        raise ValueError(f"expected labels from 0 to 9, got {low} to {high}")
+
+
+def check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, augmentation, augmented_epochs) -> None:
+    """Raise ValueError if these arguments of ``fit`` make no sense, or do not belong together."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected a network, an nn.Module, got {model!r}: are its brackets missing?")
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
+    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+        check_images(images)
+        check_labels(labels, images)
+    if before := vars(unwrapped(model)).get("trained_as"):
+        raise ValueError(
+            f"expected a model that was not trained before, got one that was, as {before!r}: those epochs would be "
+            f"missing in the record. To train anew, {AGAIN}."
+        )
+    if loss is not None:
+        check_loss(loss)
+    check_optimizer(optimizer, model)
+    if scheduler is not None:
+        check_scheduler(scheduler, optimizer, epochs, math.ceil(len(data.train_labels) / batch_size))
+    if augmented_epochs is not None and not (augmentation and 0 <= augmented_epochs <= epochs):
+        raise ValueError(
+            f"expected augmented_epochs from 0 to {epochs}, with an augmentation, got {augmented_epochs} "
+            f"with {augmentation}"
+        )
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raise ValueError unless the optimizer is a new one, over all parameters of the model that are not frozen."""
+    trainable = {name: p for name, p in unwrapped(model).named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError("expected a model with parameters to train, got one that has none, or has frozen them all")
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in trainable.items() if id(p) not in optimized]
+    if len(missing) == len(trainable):
+        raise ValueError("expected an optimizer over this model's parameters: make it again after making the model")
+    if missing:
+        raise ValueError(
+            f"expected an optimizer over all of this model's parameters, but {len(missing)}, {missing[0]} first, would "
+            "not be trained. Give it model.parameters(); or freeze what shall not be, by requires_grad_(False)."
+        )
+    if _asks_for_more(type(optimizer).step):
+        raise ValueError(
+            f"expected an optimizer whose step needs no argument, got {type(optimizer).__name__}, which wants to "
+            "compute the loss again and again"
+        )
+    if any(state["step"] > 0 if "step" in state else state for state in optimizer.state.values()):
+        raise ValueError(f"expected an optimizer that has made no step, got one that was used before: {AGAIN}")
+
+
+def check_scheduler(scheduler: LRScheduler, optimizer: Optimizer, epochs: int, batches: int) -> None:
+    """Raise ValueError unless the scheduler is a new one of the optimizer, and makes sense if stepped every batch."""
+    name = type(scheduler).__name__
+    if getattr(scheduler, "optimizer", None) is not optimizer:
+        raise ValueError("expected a scheduler of this optimizer: make it again after making the optimizer")
+    if _asks_for_more(type(scheduler).step):
+        raise ValueError(
+            f"expected a scheduler that is stepped after every batch by itself, got {name}, which waits for a metric, "
+            "such as the test loss: take one that is planned beforehand, for example OneCycleLR"
+        )
+    if any(getattr(part, "last_epoch", 0) > 0 for part in (scheduler, *getattr(scheduler, "_schedulers", ()))):
+        raise ValueError(f"expected a scheduler that has made no step, got one that was used before: {AGAIN}")
+    stepped = f"fit steps it after every batch, {batches:,} times an epoch, {epochs * batches:,} times in all"
+    if isinstance(getattr(scheduler, "total_steps", None), int) and scheduler.total_steps < epochs * batches:
+        raise ValueError(
+            f"expected a scheduler for the whole training, got {name} for {scheduler.total_steps:,} steps: {stepped}"
+        )
+    first = batches if epochs > 1 else max(1, batches // 2)
+    rates = _rates(scheduler, min(2 * first, epochs * batches))
+    peak, later = max(rates[:first]), max(rates[first:], default=math.inf)
+    soon = max(rates[max(1, first // 10) :], default=math.inf)
+    # A hundredth for all of the second epoch, or a tenth for nearly all of the first one too. Rounded up a little
+    if peak > 0 and (later <= 0.0101 * peak or soon <= 0.101 * peak):
+        raise ValueError(
+            f"with {name} the learning rate collapses within the first epoch, from {peak:.3g} to "
+            f"{rates[first - 1]:.3g}: {stepped}. If its lengths (step_size, milestones, T_max and the like) are meant "
+            f"in epochs, multiply them by {batches:,}; a factor for every epoch (gamma) becomes "
+            f"gamma ** (1 / {batches:,})."
+        )
+
+
+def check_loss(loss: Callable) -> None:
+    """Raise ValueError if a loss cannot be called with three arguments, such as nn.CrossEntropyLoss()."""
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError:  # a built-in function, which does not tell
+        return
+    try:
+        signature.bind(None, None, None)
+        fits = "weight" not in list(signature.parameters)[2:3]  # as in F.cross_entropy
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            "expected a loss that is called with the logits, the labels and the images; one of the first two alone is "
+            "given as lambda logits, labels, images: loss(logits, labels)"
+        )
+
+
+def _asks_for_more(step: Callable) -> bool:
+    """Return whether a method of a class needs arguments."""
+    try:
+        inspect.signature(step).bind(None)  # self
+    except TypeError:
+        return True
+    return False
+
+
+def _rates(scheduler: LRScheduler, steps: int) -> list[float]:
+    """Return the learning rate, the largest of all groups, at each of the next steps; nothing is changed afterwards."""
+    state, groups = copy.deepcopy(scheduler.state_dict()), scheduler.optimizer.param_groups
+    before = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
+    rates = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer has made no step
+            for _ in range(steps):
+                rates.append(max(float(group["lr"]) for group in groups))
+                scheduler.step()
+    finally:
+        scheduler.load_state_dict(state)
+        for group, values in zip(groups, before):
+            group.update(values)
+    return rates
+
+
+def training_settings(optimizer: Optimizer, scheduler: LRScheduler | None, loss: Callable | None) -> dict:
+    """Return, for the record, the classes and the arguments of optimizer and scheduler, and the name of the loss."""
+    return {
+        "optimizer": _optimizer_settings(optimizer, scheduler),
+        "scheduler": scheduler and _scheduler_settings(scheduler),
+        "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "cross_entropy",
+    }
+
+
+def _optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler | None) -> dict:
+    """Return what an optimizer will use: what its groups share, and ``param_groups`` if they differ.
+
+    ``lr`` is the one that the schedule goes by (its base or its peak), if a scheduler has changed it already.
+    """
+    groups = [{key: group[key] for key in optimizer.defaults if key in group} for group in optimizer.param_groups]
+    if scheduler is not None:
+        peak = "max_lr" if "max_lr" in inspect.signature(type(scheduler)).parameters else "initial_lr"
+        for recorded, group, rate in zip(groups, optimizer.param_groups, scheduler.get_last_lr()):
+            if group["lr"] == rate:  # otherwise it was changed by hand since
+                recorded["lr"] = group.get(peak, group["lr"])
+    groups = [_for_json(group) for group in groups]
+    shared = {key: value for key, value in groups[0].items() if all(group.get(key) == value for group in groups)}
+    settings = {"class": type(optimizer).__name__, **shared}
+    if any(group != shared for group in groups):
+        settings["param_groups"] = [
+            {"parameters": sum(p.numel() for p in of["params"])}
+            | {key: value for key, value in group.items() if key not in shared}
+            for of, group in zip(optimizer.param_groups, groups)
+        ]
+    return settings
+
+
+def _scheduler_settings(scheduler: LRScheduler) -> dict:
+    """Return the class and the arguments of a scheduler, as far as it has kept them."""
+    state, groups = scheduler.state_dict(), scheduler.optimizer.param_groups
+    kept = {key: value for key, value in state.items() if key[0] != "_" and key != "last_epoch"}
+    # OneCycleLR keeps its peak with the weights, and the step at which it is reached instead of the share.
+    for key in inspect.signature(type(scheduler)).parameters:
+        if key in groups[0]:
+            values = _for_json({"": [group[key] for group in groups]})[""]
+            kept[key] = values[0] if values == values[:1] * len(values) else values
+    if phases := state.get("_schedule_phases"):
+        kept["pct_start"] = round((phases[0]["end_step"] + 1) / state["total_steps"], 6)
+    if "_schedulers" in state:  # of SequentialLR, and the like
+        kept["schedulers"] = [_scheduler_settings(part) for part in scheduler._schedulers]
+        kept["milestones"] = state.get("_milestones", [])
+    return {"class": type(scheduler).__name__} | _for_json(kept)
+
+
+def _for_json(settings: dict) -> dict:
+    """Return the settings with numbers instead of tensors of one number, and without what JSON has no word for."""
+
+    def plain(value):
+        if isinstance(value, (list, tuple)):
+            return [plain(part) for part in value]
+        one = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+        return value.item() if one else value
+
+    kinds = (bool, int, float, str, list, Counter)  # Counter: the milestones of MultiStepLR
+    return {
+        key: value
+        for key, value in ((key, plain(value)) for key, value in settings.items())
+        if isinstance(value, kinds)
+    }

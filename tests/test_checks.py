@@ -1,0 +1,276 @@
+"""What fit, predict and evaluate refuse, what they must not refuse, and that a record says what was used."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import same_weights, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+from checks import _rates, check_images
+from model import Net8k, Skeleton
+from utils import (
+    augment,
+    evaluate,
+    load_weights,
+    normalize,
+    one_cycle,
+    parameters_by_layer,
+    plot_digits,
+    predict,
+    save_run,
+)
+
+UNITS = {
+    "from 0 to 1. .*ToTensor": lambda images: images.float() / 255,
+    "from -0.4242 to 2.8": normalize,
+    "from -1 to 1": lambda images: images / 127.5 - 1,
+    "from 0 to 2": lambda images: images / 127.5,
+    "torch.bool from 0 to 1": lambda images: images > 127,
+    "from 0 to 510": lambda images: images.int() * 2,
+    "nan": lambda images: images * math.nan,
+    "tensor, got ndarray: torch.from_numpy": lambda images: images.numpy(),
+    r"got \(120, 28, 28\): images.unsqueeze\(1\)": lambda images: images[:, 0],
+    r"got \(120, 784\)$": lambda images: images.flatten(1),
+}
+LABELS = {
+    r"got torch.float32 of shape \(120, 10\): one-hot\? labels.argmax": lambda labels: F.one_hot(labels, 10).float(),
+    "got torch.int32 of shape .*long": lambda labels: labels.int(),
+    "got torch.float32 of shape .*long": lambda labels: labels.float(),
+    "got <class 'numpy.ndarray'>": lambda labels: labels.numpy(),
+    "from 0 to 9, got 1 to 10": lambda labels: labels + 1,
+    "120 images, 119 labels": lambda labels: labels[1:],
+}
+
+
+@pytest.mark.parametrize("complaint", UNITS)
+def test_images_in_another_unit_or_form_are_refused_wherever_they_are_given(few, complaint):
+    model, images = Skeleton(), UNITS[complaint](few.test_images)
+    calls = [lambda: predict(model, images), lambda: evaluate(model, images, few.test_labels)]
+    calls += [lambda: train(replace(few, test_images=images)), lambda: plot_digits(images)]
+    if "shape" not in complaint and "got" not in complaint:
+        calls += [
+            lambda: train(replace(few, train_images=images, train_labels=few.test_labels)),
+            lambda: augment(images),
+        ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"expected .*{complaint}"):
+            call()
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.sampled_from([torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16]), st.integers(3, 255))
+def test_pixel_values_of_any_dtype_are_not_refused(dtype, brightest):
+    images = torch.randint(0, brightest + 1, (2, 1, 28, 28)).to(dtype)
+    images[0, 0, 0, 0] = brightest
+    for of in (images, 0 * images, images[:0]):
+        check_images(of)
+    if dtype.is_floating_point:
+        check_images(augment(images, degrees=20, elastic=0.05))
+
+
+@pytest.mark.parametrize("complaint", LABELS)
+def test_labels_in_another_form_are_refused(few, complaint):
+    labels = LABELS[complaint](few.test_labels)
+    for call in (
+        lambda: evaluate(Skeleton(), few.test_images, labels),
+        lambda: train(replace(few, test_labels=labels)),
+    ):
+        with pytest.raises(ValueError, match=f"expected .*{complaint}"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "wrong, complaint",
+    [
+        ({"epochs": 0}, "epochs to be 1 or more, a whole number, got 0"), ({"epochs": 2.0}, "epochs .* got 2.0"),
+        ({"batch_size": 0}, "batch_size to be 1 or more"), ({"batch_size": True}, "batch_size .* got True"),
+        ({"model": Net8k}, "an nn.Module, got .*brackets"), ({"model": nn.Flatten()}, "parameters to train"),
+        ({"loss": nn.CrossEntropyLoss()}, "lambda logits, labels, images: loss"), ({"loss": F.cross_entropy}, "lambda"),
+    ],
+)  # fmt: skip
+def test_arguments_that_make_no_sense_are_refused_in_a_sentence(few, wrong, complaint):
+    with pytest.raises(ValueError, match=f"expected .*{complaint}"):
+        train(few, optimizer=torch.optim.SGD(Skeleton().parameters(), lr=0.1), **wrong)
+    empty = replace(few, test_images=few.test_images[:0], test_labels=few.test_labels[:0])
+    for call in (lambda: train(empty), lambda: evaluate(Skeleton(), empty.test_images, empty.test_labels)):
+        with pytest.raises(ValueError, match="one or more, got 0 images"):
+            call()
+    with pytest.raises(ValueError, match="batch_size to be 1 or more"):
+        predict(Skeleton(), few.test_images, batch_size=0)
+
+
+def test_a_model_is_trained_once_so_that_its_record_counts_all_epochs(few, place):
+    run, model = train(few)
+    save_run(run, model)
+    stopped, optimizer = Skeleton(), None
+    with pytest.raises(KeyboardInterrupt):
+        train(few, model=stopped, loss=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    used = torch.optim.SGD((by_hand := Skeleton()).parameters(), lr=0.1, momentum=0.9)
+    by_hand(normalize(few.test_images)).sum().backward()
+    used.step()
+    for again in (model, copy.deepcopy(model), stopped, load_weights(Skeleton(True, 0.1), "few/short")):
+        with pytest.raises(ValueError, match="not trained before, got one that was, as 'few/short'"):
+            train(few, model=again, optimizer=optimizer)
+    with pytest.raises(ValueError, match="optimizer that has made no step"):
+        train(few, model=by_hand, optimizer=used)
+
+    def stepped(optimizer):
+        scheduler = schedulers.StepLR(optimizer, 9)
+        optimizer.step()  # without gradients, it does nothing
+        scheduler.step()
+        return scheduler
+
+    with pytest.raises(ValueError, match="scheduler that has made no step"):
+        train(few, schedule=stepped)
+
+
+WHOLE = {  # for 2 epochs of 3 batches
+    "StepLR": lambda o: schedulers.StepLR(o, 3), "OneCycleLR": lambda o: one_cycle(o, 6),
+    "CosineAnnealingLR": lambda o: schedulers.CosineAnnealingLR(o, 6),
+    "CosineAnnealingWarmRestarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3),
+    "CyclicLR": lambda o: schedulers.CyclicLR(o, 1e-4, 0.1, step_size_up=1, step_size_down=2),
+    "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda step: 0.9**step),
+    "MultiStepLR": lambda o: schedulers.MultiStepLR(o, [3, 5]),
+    "SequentialLR": lambda o: schedulers.SequentialLR(
+        o, [schedulers.LinearLR(o, total_iters=2), schedulers.ExponentialLR(o, 0.5)], [2]
+    ),
+    "ChainedScheduler": lambda o: schedulers.ChainedScheduler([schedulers.ExponentialLR(o, 0.9), one_cycle(o, 6)]),
+}  # fmt: skip
+COLLAPSED = {
+    "StepLR": lambda o: schedulers.StepLR(o, 1), "MultiStepLR": lambda o: schedulers.MultiStepLR(o, [1, 2]),
+    "ExponentialLR": lambda o: schedulers.ExponentialLR(o, 0.1),
+    "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda step: step < 1),
+    "PolynomialLR": lambda o: schedulers.PolynomialLR(o, 1),
+    "SequentialLR": lambda o: schedulers.SequentialLR(
+        o, [schedulers.ConstantLR(o, 1.0), schedulers.ExponentialLR(o, 0.01)], [1]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_schedule_for_the_whole_training_passes_and_is_as_it_was(few, name):
+    model = Skeleton()
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.05) if name == "StepLR" else 0.05, momentum=0.9)
+    scheduler = WHOLE[name](optimizer)
+
+    def state():
+        return scheduler.state_dict(), [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+
+    before = copy.deepcopy(state())
+    rates = _rates(scheduler, 6)
+    assert repr(state()) == repr(before) and len(set(rates)) > 1
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(max(float(g["lr"]) for g in optimizer.param_groups)))
+    run, _ = train(few, model=model, optimizer=optimizer, schedule=lambda _: scheduler)
+    assert seen == rates and run["settings"]["scheduler"]["class"] == name
+
+
+@pytest.mark.parametrize("name", COLLAPSED)
+def test_a_rate_that_collapses_within_the_first_epoch_is_named(few, name, capsys):
+    said = (
+        rf"with {name} the learning rate collapses within the first epoch, from 0.05 .* every batch, 3 times an epoch"
+    )
+    with pytest.raises(ValueError, match=said):
+        train(few, schedule=COLLAPSED[name])
+
+
+def test_a_rate_may_collapse_in_the_only_epoch_but_not_before_its_middle(few):
+    train(few, epochs=1, batch_size=25, schedule=lambda o: one_cycle(o, 10))
+    for milestones in ([1, 2], [1]):
+        with pytest.raises(ValueError, match=r"with MultiStepLR .* 10 times an epoch, 10 times in all"):
+            train(few, epochs=1, batch_size=25, schedule=lambda o, at=milestones: schedulers.MultiStepLR(o, at))
+
+
+def test_other_schedulers_are_refused_in_a_sentence(few):
+    for schedule, complaint in (
+        (schedulers.ReduceLROnPlateau, "by itself, got ReduceLROnPlateau, which waits for a metric"),
+        (lambda o: one_cycle(o, 5), "for the whole training, got OneCycleLR for 5 steps: .* 6 times in all"),
+        (lambda _: one_cycle(torch.optim.SGD(Skeleton().parameters(), lr=1), 6), "a scheduler of this optimizer"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            train(few, schedule=schedule)
+    with pytest.raises(ValueError, match="step needs no argument, got LBFGS"):
+        train(few, model=(model := Skeleton()), optimizer=torch.optim.LBFGS(model.parameters()))
+
+
+def test_frozen_layers_stay_as_they_are_and_are_counted(few):
+    model = Skeleton(True)
+    model.layers[0].requires_grad_(False)
+    frozen = model.layers[0].weight.clone()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    run, _ = train(few, model=model, optimizer=optimizer, ema_decay=0.5)
+    assert torch.equal(model.layers[0].weight, frozen) and run["parameters"] == 16_166
+    assert run["settings"]["frozen_parameters"] == sum(p.numel() for p in model.layers[0].parameters())
+    assert "frozen_parameters" not in train(few)[0]["settings"]
+    model = Skeleton()
+    with pytest.raises(ValueError, match=r"but \d+, layers.2.weight first, would not be trained"):
+        train(few, model=model, optimizer=torch.optim.SGD(model.layers[0].parameters(), lr=0.1))
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen them all"):
+        train(few, model=model)
+
+
+def test_what_was_used_is_recorded(few):
+    def recorded(make, schedule=None, change=None):
+        model = Skeleton()
+        optimizer = make(list(model.parameters()))
+        optimizer.param_groups[0] |= change or {}
+        run, _ = train(few, model=model, optimizer=optimizer, schedule=schedule)
+        return json.loads(json.dumps(run))["settings"]["optimizer"], run["settings"]["scheduler"]
+
+    sgd = torch.optim.SGD
+    plain = {"class": "SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 0, "nesterov": False}
+    assert plain.items() <= recorded(lambda p: sgd(p, lr=0.05, momentum=0.9))[0].items()
+    groups, _ = recorded(lambda p: sgd([{"params": p[:1]}, {"params": p[1:], "lr": 0.02, "weight_decay": 0.1}], lr=0.3))
+    assert "lr" not in groups and "weight_decay" not in groups and groups["momentum"] == 0
+    first, second = groups["param_groups"]
+    assert first == {"parameters": 90, "lr": 0.3, "weight_decay": 0} and second["parameters"] == 15_962 - 90
+    assert second == second | {"lr": 0.02, "weight_decay": 0.1}
+    changed = {"lr": 0.007, "weight_decay": 0.01}
+    assert changed.items() <= recorded(lambda p: sgd(p, lr=0.05), change=changed)[0].items()
+    assert recorded(lambda p: sgd(p, lr=torch.tensor(0.25)))[0]["lr"] == 0.25
+    assert recorded(lambda p: sgd(p, lr=np.float32(0.25)))[0]["lr"] == 0.25
+    assert recorded(lambda p: torch.optim.AdamW(p, betas=(0.8, 0.9)))[0]["betas"] == [0.8, 0.9]
+    for schedule in (lambda o: schedulers.StepLR(o, 3), lambda o: one_cycle(o, 6), lambda o: schedulers.LinearLR(o)):
+        optimizer, scheduler = recorded(lambda p: sgd(p, lr=torch.tensor(0.25)), schedule)
+        assert optimizer["lr"] == 0.25 and scheduler.get("max_lr", 0.25) == 0.25
+    two = lambda p: sgd([{"params": p[:1], "lr": 0.1}, {"params": p[1:], "lr": 0.2}])  # noqa: E731
+    optimizer, scheduler = recorded(two, lambda o: one_cycle(o, 6))
+    assert scheduler["max_lr"] == [0.1, 0.2] and [group["lr"] for group in optimizer["param_groups"]] == [0.1, 0.2]
+    assert train(few)[0]["train_count"] == 250 and train(few)[0]["test_count"] == 120
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ],
+)
+def test_the_network_inside_a_wrapper_is_named_and_saved_and_loaded(few, place, wrap):
+    asked = {"ema_decay": 0.5, "augmentation": {"degrees": 10}, "bfloat16": False, "checkpoint": True}
+    run, plain = train(few, **asked)
+    torch.manual_seed(0)
+    wrapped = wrap(Skeleton(True, 0.1))
+    same, _ = train(few, model=wrapped, **asked)
+    assert (same["model"], same["parameters"]) == ("Skeleton", 16_166)
+    for series, values in run["history"].items():
+        assert same["history"][series] == pytest.approx(values, rel=1e-3)
+    save_run(same, wrapped)
+    loaded = load_weights(Skeleton(True, 0.1), "few/short")
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(plain.state_dict()))
+    again = load_weights(wrap(Skeleton(True, 0.1)), "few/short")
+    assert same_weights(again, loaded) or isinstance(again, torch.optim.swa_utils.AveragedModel)
+    assert torch.equal(predict(again, few.test_images).argmax(1), predict(loaded, few.test_images).argmax(1))
+    assert parameters_by_layer(wrapped) == parameters_by_layer(plain)
