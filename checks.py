@@ -50,10 +50,10 @@ def check_images(images: torch.Tensor) -> None:
         raise ValueError(
             f"expected images as a torch tensor, got {type(images).__name__}: torch.from_numpy makes one of an array"
         )
-    if images.dim() != 4:
+    if images.dim() != 4 or images.shape[1] != 1:
+        hint = {2: ": images.view(-1, 1, 28, 28), perhaps", 3: ": images.unsqueeze(1) adds the channel"}
         raise ValueError(
-            f"expected images of shape (N, 1, 28, 28), got {tuple(images.shape)}"
-            + (": images.unsqueeze(1) adds the channel" if images.dim() == 3 else "")
+            f"expected images of shape (N, 1, 28, 28), got {tuple(images.shape)}{hint.get(images.dim(), '')}"
         )
     if images.dtype == torch.uint8 or images.numel() == 0:
         return
@@ -71,12 +71,12 @@ def check_images(images: torch.Tensor) -> None:
 def check_labels(labels: torch.Tensor, images: torch.Tensor) -> None:
     """Raise ValueError unless these are labels, ``(N,)`` int64 from 0 to 9, one for each image, and at least one."""
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.dtype != torch.int64:
+        hint = "torch.as_tensor(labels).long(), perhaps"
+        if isinstance(labels, torch.Tensor) and labels.dim() != 1:
+            one_hot = labels.dim() == 2 and labels.shape[1] == 10
+            hint = "one-hot? labels.argmax(1) gives the digits" if one_hot else "labels.flatten(), perhaps"
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels)
-        one_hot = isinstance(labels, torch.Tensor) and labels.dim() == 2
-        raise ValueError(
-            f"expected labels of shape (N,), torch.int64, from 0 to 9, got {got}"
-            + (": one-hot? labels.argmax(1) gives the digits" if one_hot else ": torch.as_tensor(labels).long()?")
-        )
+        raise ValueError(f"expected labels of shape (N,), torch.int64, from 0 to 9, got {got}: {hint}")
     if len(labels) != len(images) or len(labels) == 0:
         raise ValueError(
             f"expected a label for each image, one or more, got {len(images)} images, {len(labels)} labels"
@@ -89,7 +89,7 @@ def check_labels(labels: torch.Tensor, images: torch.Tensor) -> None:
 def check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, augmentation, augmented_epochs) -> None:
     """Raise ValueError if these arguments of ``fit`` make no sense, or do not belong together."""
     if not isinstance(model, nn.Module):
-        raise ValueError(f"expected a network, an nn.Module, got {model!r}: are its brackets missing?")
+        raise ValueError(f"expected a network, an nn.Module, got {model!r}: write Net8k(), with brackets")
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
     for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
@@ -98,7 +98,7 @@ def check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, 
     if before := vars(unwrapped(model)).get("trained_as"):
         raise ValueError(
             f"expected a model that was not trained before, got one that was, as {before!r}: those epochs would be "
-            f"missing in the record. To train anew, {AGAIN}."
+            f"missing in the record. To train anew, {AGAIN}; to train for longer, give fit all the epochs at once."
         )
     if loss is not None:
         check_loss(loss)
@@ -124,12 +124,12 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
     if missing:
         raise ValueError(
             f"expected an optimizer over all of this model's parameters, but {len(missing)}, {missing[0]} first, would "
-            "not be trained. Give it model.parameters(); or freeze what shall not be, by requires_grad_(False)."
+            "not be trained. Give it model.parameters(); or freeze the others first, by layer.requires_grad_(False)."
         )
     if _asks_for_more(type(optimizer).step):
         raise ValueError(
-            f"expected an optimizer whose step needs no argument, got {type(optimizer).__name__}, which wants to "
-            "compute the loss again and again"
+            f"expected an optimizer whose step needs no argument, got {type(optimizer).__name__}, which has to "
+            "compute the loss several times: take SGD or Adam"
         )
     if any(state["step"] > 0 if "step" in state else state for state in optimizer.state.values()):
         raise ValueError(f"expected an optimizer that has made no step, got one that was used before: {AGAIN}")
@@ -161,8 +161,8 @@ def check_scheduler(scheduler: LRScheduler, optimizer: Optimizer, epochs: int, b
         raise ValueError(
             f"with {name} the learning rate collapses within the first epoch, from {peak:.3g} to "
             f"{rates[first - 1]:.3g}: {stepped}. If its lengths (step_size, milestones, T_max and the like) are meant "
-            f"in epochs, multiply them by {batches:,}; a factor for every epoch (gamma) becomes "
-            f"gamma ** (1 / {batches:,})."
+            f"in epochs, multiply them by {batches:,}, and leave gamma as it is. (Only ExponentialLR, which has no "
+            f"length, needs another gamma: gamma ** (1 / {batches:,}).)"
         )
 
 
@@ -179,8 +179,8 @@ def check_loss(loss: Callable) -> None:
         fits = False
     if not fits:
         raise ValueError(
-            "expected a loss that is called with the logits, the labels and the images; one of the first two alone is "
-            "given as lambda logits, labels, images: loss(logits, labels)"
+            "expected a loss that is called with the logits, the labels and the images. If yours takes only logits and "
+            "labels: loss=lambda logits, labels, images: yours(logits, labels). For the cross-entropy, leave loss out."
         )
 
 

@@ -4,6 +4,7 @@ Most of the course needs ``load_mnist`` alone, which ``utils`` passes on.
 """
 
 import atexit
+import functools
 import gzip
 import hashlib
 import os
@@ -14,6 +15,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pooch
 import requests
@@ -47,12 +49,17 @@ class Data:
     ``"test"``, or ``"validation"`` for training images that were held out.
     """
 
+    in_use: ClassVar[str | None] = None  # the name of the data that was made last: runs on it are read first
+
     name: str
     evaluated_on: str
     train_images: torch.Tensor
     train_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
+
+    def __post_init__(self):
+        Data.in_use = self.name
 
     def __str__(self) -> str:
         return (
@@ -134,12 +141,14 @@ def find_mnist(root: str | Path | None = None) -> Path | None:
     try:
         download(folder)
     except OSError as error:
+        problem = (
+            f"could not be {'downloaded' if isinstance(error, ConnectionError) else f'written to {folder}'} ({error})"
+        )
         if incomplete:
-            raise incomplete from error
-        problem = "downloaded" if isinstance(error, ConnectionError) else f"written to {folder}"
+            raise FileNotFoundError(f"MNIST {problem}; {incomplete}") from error
         print(
-            f"MNIST could not be {problem} ({error}): using the 1,797 digits of scikit-learn instead, "
-            "which say nothing about MNIST. A folder that has the files can be named by MNIST_ROOT."
+            f"MNIST {problem}: using the 1,797 digits of scikit-learn instead, which say nothing about MNIST. "
+            "If you have the files, name their folder before: os.environ['MNIST_ROOT'] = 'folder'."
         )
         return None
     return folder
@@ -189,11 +198,18 @@ def _fetch(url: str, md5: str, folder: str, timeout: float) -> str:
 def torchvision_root() -> Path | None:
     """Return a folder that ``torchvision.datasets.MNIST`` can read, or None if there are only the digits.
 
-    It is that of ``find_mnist``; or, if the files there are packed, a copy that is removed when the program ends.
+    It is that of ``find_mnist``; or, if the files there are packed or in other places, a copy (55 MB) that is removed
+    when the program ends.
     """
     folder = find_mnist()
     if folder is None or all((folder / "MNIST" / "raw" / name).is_file() for name in MNIST_FILES):
         return folder
+    return _unpacked(folder)
+
+
+@functools.cache
+def _unpacked(folder: Path) -> Path:
+    """Return a folder with the files of this one as ``torchvision`` wants them."""
     unpacked = Path(tempfile.mkdtemp(prefix="mnist-"))
     atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
     files = _files_in(folder)
@@ -215,12 +231,12 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _content(path: Path) -> bytes:
-    """Return what a file holds, unpacked; nothing, if it is packed and damaged."""
+    """Return what a file holds, unpacked; or as it is, if it is packed and damaged."""
     content = path.read_bytes()
     try:
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (OSError, EOFError, zlib.error):
-        return b""
+        return content
 
 
 def _check_files(folder: Path) -> bool:
@@ -229,24 +245,24 @@ def _check_files(folder: Path) -> bool:
     if not files:
         return False
     place = next(iter(files.values())).parent
-    again = f"delete the files of MNIST in {place}, and let MNIST_ROOT not name it, to have all four downloaded again"
+    again = f"delete the files of MNIST in {place} (and unset MNIST_ROOT) to have all four downloaded again"
     if missing := [name for name in MNIST_FILES if name not in files]:
         raise FileNotFoundError(
             f"{place / missing[0]} is missing, though other files of MNIST are there. Copy it there, or {again}."
         )
     for name, (size, md5, _) in MNIST_FILES.items():
-        content = _content(files[name])
+        content, gz = _content(files[name]), files[name].suffix == ".gz"
         if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
             raise ValueError(
-                f"{files[name]} is damaged: expected {size:,} bytes with MD5 {md5}, found {len(content):,} bytes with "
-                f"MD5 {found}. Replace it by a good copy, or {again}."
+                f"{files[name]} is damaged: expected {size:,} bytes with MD5 {md5}{', unpacked' if gz else ''}, found "
+                f"{len(content):,} bytes with MD5 {found}. Replace it by a good copy, or {again}."
             )
     return True
 
 
 def _found_instead(asked: str | Path, name: str, places: list[Path]) -> str:
     """Return a sentence on what there is in a folder that was named, and does not hold MNIST."""
-    place = next((place for place in places if place.exists()), places[0])
+    place = next((place for place in places if place.exists()), places[0]).absolute()
     if place.is_dir():
         names = sorted(path.name for path in place.iterdir())
         held = f"holds {', '.join(names[:8])}{' and more' if len(names) > 8 else ''}" if names else "is empty"

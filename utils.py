@@ -256,8 +256,9 @@ def fit(
     """Train the model in place, printing a line after every epoch, and return the run's record.
 
     Args:
-        model: a new one, or one whose weights come from elsewhere; it maps ``(N, 1, 28, 28)`` normalised images to
-            ``(N, 10)`` logits. Moved to the data's device. (``torch.compile(model)`` is trained, and its network kept.)
+        model: one that ``fit`` has not trained and ``load_weights`` not loaded before; it maps ``(N, 1, 28, 28)``
+            normalised images to ``(N, 10)`` logits. Moved to the data's device. (Of ``torch.compile(model)``, and the
+            like, the network inside is kept.)
         data: what ``load_mnist`` returned.
         name: the run's name, ``"run"`` or ``"study/run"``, and that of its files under ``notebooks/results/``.
         optimizer: a new one, over all parameters that are not frozen (``requires_grad_(False)``).
@@ -274,7 +275,8 @@ def fit(
         checkpoint: write the state of the training to a file after every epoch, and continue from there if the same
             run (name, settings, starting weights and images) was stopped before. On the same processor, with as many
             threads, the weights are then, bit for bit, those of a run that was not stopped. ``save_run`` removes the
-            file. Functions, such as ``loss`` or those of a ``LambdaLR``, are compared by their names at most.
+            file. Functions, such as ``loss`` or those of a ``LambdaLR``, are compared by their names at most: after
+            changing one, remove the file.
 
     Returns:
         The record: see ``save_run``.
@@ -463,7 +465,7 @@ def save_run(run: dict, model: nn.Module) -> None:
 
     They go to ``notebooks/results/``, or to the folder that the environment variable ``MNIST_RESULTS`` names, counted
     from the repository's root (it keeps the course's own records as they are, and the tests set it). Runs on the
-    digits go to ``digits/`` inside. The run's checkpoint is removed. There ``load_run`` and the others look first.
+    digits go to ``digits/`` inside. ``load_run`` and the others look there first. The run's checkpoint is removed.
 
     The record's keys: ``name, model, parameters, epochs, seed, data, train_count, test_count`` (images; not in older
     records), ``evaluated_on, settings`` (the arguments, also of the optimizer and of the scheduler), ``device, threads,
@@ -486,6 +488,7 @@ def save_run(run: dict, model: nn.Module) -> None:
     except OSError as error:
         raise OSError(f"{UNWRITABLE.format(path.parent, error.strerror)} Then call save_run again.") from error
     Path(f"{path}.checkpoint").unlink(missing_ok=True)
+    Data.in_use = run["data"]  # so that this run is the one that is read
 
 
 def results_folder(data_name: str) -> Path:
@@ -527,8 +530,9 @@ def check_json(settings: object) -> object:
 def load_run(name: str) -> dict:
     """Return the record of a saved run: ``load_run("steps/lenet5")``.
 
-    It is looked for where ``save_run`` writes (if there is one on MNIST and one on the digits, the later one counts),
-    and then among the course's own, in ``notebooks/results/``. A line says if it is not one of these.
+    It is looked for where ``save_run`` writes, and then among the course's own, in ``notebooks/results/``. A line says
+    if it is in another place. A run on the digits is read if these are in use: if they were loaded, or a run on them
+    saved, last; or, when nothing was loaded yet, if it is the latest.
 
     Raises:
         FileNotFoundError: there is no such record.
@@ -541,21 +545,21 @@ def load_runs(study: str) -> list[dict]:
     """Return the records of all saved runs of a study, ordered by their names: ``load_runs("target-8k")``.
 
     Those where ``save_run`` writes come first, as for ``load_run``; the course's own are added if they have other names
-    and are on the same data. A line says how many are not the course's.
+    and are on the same data. A line says how many are in another place.
 
     Raises:
         FileNotFoundError: there is no such study.
         ValueError: one of its files is not a record.
     """
     names = _names(study, ".json")
-    folders = [results_folder(data) / study for data in ("MNIST", "digits")]
-    # The runs on MNIST or those on the digits, whichever were trained last: they are not compared
-    own = max(folders, key=lambda folder: max((path.stat().st_mtime_ns for path in folder.glob("*.json")), default=0))
-    paths = {path.stem: path for place in (RESULTS / study, own) for path in place.glob("*.json")}
-    if own == folders[1]:
-        paths = {path.stem: path for path in own.glob("*.json")}
-    if yours := [path for path in paths.values() if not _is_the_courses(path)]:
-        print(f"{study}: {len(yours)} of these {len(paths)} records are your own, from {shown(own, ROOT)}")
+    own, on_digits = ([*(results_folder(data) / study).glob("*.json")] for data in ("MNIST", "digits"))
+    paths = [*(RESULTS / study).glob("*.json"), *own]
+    if on_digits and (_digits_first(own, on_digits) or not paths):
+        paths = on_digits
+    paths = {path.stem: path for path in paths}  # the later ones count
+    if yours := [path for path in paths.values() if path.parent != RESULTS / study]:
+        place = shown(yours[0].parent, ROOT)
+        print(f"{study}: {len(yours)} of these {len(paths)} records are your own, from {place}")
     return [read_record(paths[name]) for name in names if name in paths]
 
 
@@ -594,22 +598,26 @@ def load_weights(model: nn.Module, name: str) -> nn.Module:
 
 def _result(name: str, suffix: str) -> Path:
     """Return the file of a saved run. Raises FileNotFoundError with the names that there are in its study."""
-    folders = [results_folder("MNIST"), results_folder("digits")]
-    own = [path for folder in folders if (path := folder / f"{name}{suffix}").is_file()]
-    path = max(own, key=lambda path: path.stat().st_mtime_ns, default=RESULTS / f"{name}{suffix}")
+    file = f"{name}{suffix}"
+    own, on_digits = ([path] if (path := results_folder(data) / file).is_file() else [] for data in ("MNIST", "digits"))
+    path = [*own, RESULTS / file][0]
+    if on_digits and (_digits_first(own, on_digits) or not path.is_file()):
+        [path] = on_digits
     if not path.is_file():
         study = name.rpartition("/")[0] or name
         names = ", ".join(_names(study, suffix)) or "none at all"
         raise FileNotFoundError(f"no {path.name} in {_places(study)}; there are: {names}")
-    if not _is_the_courses(path):
+    if path != RESULTS / file:
         print(f"{name} is your own run: {shown(path, ROOT)}")
     return path
 
 
-def _is_the_courses(path: Path) -> bool:
-    """Return whether a result is in the course's folder, and not on the digits."""
-    inside = os.path.relpath(path, RESULTS)
-    return not inside.startswith(("..", "digits"))
+def _digits_first(own: list[Path], on_digits: list[Path]) -> bool:
+    """Return whether one's own results on the digits are read: if these are in use, or were written last."""
+    if Data.in_use:
+        return Data.in_use == "digits"
+    latest = [max((path.stat().st_mtime_ns for path in paths), default=0) for paths in (own, on_digits)]
+    return latest[0] < latest[1]
 
 
 def _names(study: str, suffix: str) -> list[str]:
@@ -781,7 +789,8 @@ def parameters_by_layer(model: nn.Module) -> dict[str, int]:
 def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: float, last: int) -> bool:
     """Print whether a run on MNIST meets a target, condition by condition, and return whether it meets them all.
 
-    The best epoch counts for nothing: every one of the last ``last`` epochs must hold the accuracy.
+    The best epoch counts for nothing: every one of the last ``last`` epochs must hold the accuracy. A run on other data
+    meets no target.
 
     Args:
         run: a record.

@@ -39,7 +39,7 @@ UNITS = {
     "nan": lambda images: images * math.nan,
     "tensor, got ndarray: torch.from_numpy": lambda images: images.numpy(),
     r"got \(120, 28, 28\): images.unsqueeze\(1\)": lambda images: images[:, 0],
-    r"got \(120, 784\)$": lambda images: images.flatten(1),
+    r"got \(120, 784\): images.view": lambda images: images.flatten(1),
 }
 LABELS = {
     r"got torch.float32 of shape \(120, 10\): one-hot\? labels.argmax": lambda labels: F.one_hot(labels, 10).float(),
@@ -94,7 +94,7 @@ def test_labels_in_another_form_are_refused(few, complaint):
         ({"epochs": 0}, "epochs to be 1 or more, a whole number, got 0"), ({"epochs": 2.0}, "epochs .* got 2.0"),
         ({"batch_size": 0}, "batch_size to be 1 or more"), ({"batch_size": True}, "batch_size .* got True"),
         ({"model": Net8k}, "an nn.Module, got .*brackets"), ({"model": nn.Flatten()}, "parameters to train"),
-        ({"loss": nn.CrossEntropyLoss()}, "lambda logits, labels, images: loss"), ({"loss": F.cross_entropy}, "lambda"),
+        ({"loss": nn.CrossEntropyLoss()}, "logits, labels, images: yours"), ({"loss": F.cross_entropy}, "lambda"),
     ],
 )  # fmt: skip
 def test_arguments_that_make_no_sense_are_refused_in_a_sentence(few, wrong, complaint):

@@ -182,7 +182,7 @@ def test_records_and_weights_come_back_as_they_were(few, place, monkeypatch):
     assert {file: file.read_bytes() for file in folder.iterdir()} == old  # and nothing is left over
 
 
-def test_what_was_written_is_what_is_read_and_a_line_says_which_file_it_was(few, place, capsys):
+def test_what_was_written_is_what_is_read_and_a_line_says_which_file_it_was(few, place, capsys, monkeypatch):
     run, model = train(few)
     other = Skeleton(True, 0.1)
 
@@ -208,6 +208,10 @@ def test_what_was_written_is_what_is_read_and_a_line_says_which_file_it_was(few,
     assert read() == (3, "its own") and [run["seed"] for run in load_runs("few")] == [3, 1]
     assert f"few: 1 of these 2 records are your own, from {place / 'few'}\n" in capsys.readouterr().out
     assert read("few/1") == (1, "another's") and capsys.readouterr().out == ""  # the course's
+    save_run(run | {"name": "few/0", "seed": 5}, model)
+    for in_use, seed in ((few.name, 5), ("MNIST", 3), (None, 5)):  # loaded last; None: in a new session
+        monkeypatch.setattr("mnist.Data.in_use", in_use)
+        assert read() == (seed, "its own") and load_runs("few")[0]["seed"] == seed
     save_run(run | {"name": "mine/0", "seed": 4}, model)
     assert read("mine/0") == (4, "its own") and load_runs("mine")[0]["seed"] == 4
     with pytest.raises(FileNotFoundError, match=rf"no 2.json in {place}/few or {place}/course/few; there are: 0, 1$"):
