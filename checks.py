@@ -3,11 +3,13 @@
 The checks raise ValueError before the first batch. What their arguments mean is said in ``utils``.
 """
 
+import contextlib
 import copy
 import inspect
 import math
+import random
+import types
 import warnings
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
+COMPILED = "_orig_mod."  # what torch.compile puts into the names of weights
 AGAIN = "make the model, the optimizer and the scheduler again, in this order"
 
 
@@ -55,17 +58,20 @@ def check_images(images: torch.Tensor) -> None:
         raise ValueError(
             f"expected images of shape (N, 1, 28, 28), got {tuple(images.shape)}{hint.get(images.dim(), '')}"
         )
-    if images.dtype == torch.uint8 or images.numel() == 0:
+    if images.numel() == 0:
         return
-    low, high = (value.item() for value in images.float().aminmax())
-    # A little room for interpolation; nothing between 0 and 2 is a pixel value, unless all is background.
-    scaled = (0.1 < high <= 2 and images.dtype.is_floating_point) or images.dtype == torch.bool
-    if low >= -0.1 and high <= 255.5 and not scaled:
-        return
-    raise ValueError(
-        f"expected pixel values from 0 to 255, as load_mnist and read_image return them, got {images.dtype} from "
-        f"{low:.4g} to {high:.4g}. Scaled or normalised before (by ToTensor, perhaps)? Leave it out: it is done inside."
-    )
+    low, high = (value.item() for value in (images.byte() if images.dtype == torch.bool else images).aminmax())
+    if 0.1 < high <= 16 or (high <= 16 and low < -0.1):  # of any digit, some ink is darker; a blank image is all 0
+        raise ValueError(
+            f"expected pixel values from 0 to 255, as load_mnist and read_image return them, got {images.dtype} from "
+            f"{low:.4g} to {high:.4g}. Scaled or normalised before (by ToTensor, perhaps)? Leave that out: it is done "
+            "inside."
+        )
+    if not (low >= -0.1 and high <= 255.5):  # a little room for interpolation
+        raise ValueError(
+            f"expected pixel values from 0 to 255, got {images.dtype} from {low:.4g} to {high:.4g}: "
+            "images.clamp(0, 255), perhaps"
+        )
 
 
 def check_labels(labels: torch.Tensor, images: torch.Tensor) -> None:
@@ -131,7 +137,8 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
             f"expected an optimizer whose step needs no argument, got {type(optimizer).__name__}, which has to "
             "compute the loss several times: take SGD or Adam"
         )
-    if any(state["step"] > 0 if "step" in state else state for state in optimizer.state.values()):
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    if any(state.get("step", 0) > 0 or state.get("momentum_buffer") is not None for state in states):
         raise ValueError(f"expected an optimizer that has made no step, got one that was used before: {AGAIN}")
 
 
@@ -145,25 +152,35 @@ def check_scheduler(scheduler: LRScheduler, optimizer: Optimizer, epochs: int, b
             f"expected a scheduler that is stepped after every batch by itself, got {name}, which waits for a metric, "
             "such as the test loss: take one that is planned beforehand, for example OneCycleLR"
         )
-    if any(getattr(part, "last_epoch", 0) > 0 for part in (scheduler, *getattr(scheduler, "_schedulers", ()))):
+    parts = [scheduler] if hasattr(scheduler, "last_epoch") else getattr(scheduler, "_schedulers", ())
+    if any(part.last_epoch > 0 for part in parts):
         raise ValueError(f"expected a scheduler that has made no step, got one that was used before: {AGAIN}")
     stepped = f"fit steps it after every batch, {batches:,} times an epoch, {epochs * batches:,} times in all"
-    if isinstance(getattr(scheduler, "total_steps", None), int) and scheduler.total_steps < epochs * batches:
+    planned = [max(rates) for rates in _planned_rates(scheduler, epochs * batches)]
+    if 0 < len(planned) < epochs * batches:
         raise ValueError(
-            f"expected a scheduler for the whole training, got {name} for {scheduler.total_steps:,} steps: {stepped}"
+            f"expected a scheduler for the whole training, got {name}, which fails after {len(planned):,} steps: "
+            f"{stepped}"
         )
-    first = batches if epochs > 1 else max(1, batches // 2)
-    rates = _rates(scheduler, min(2 * first, epochs * batches))
-    peak, later = max(rates[:first]), max(rates[first:], default=math.inf)
-    soon = max(rates[max(1, first // 10) :], default=math.inf)
-    # A hundredth for all of the second epoch, or a tenth for nearly all of the first one too. Rounded up a little
-    if peak > 0 and (later <= 0.0101 * peak or soon <= 0.101 * peak):
+    if batches > 1 and planned and _collapses(planned, batches if epochs > 1 else batches // 2):
         raise ValueError(
-            f"with {name} the learning rate collapses within the first epoch, from {peak:.3g} to "
-            f"{rates[first - 1]:.3g}: {stepped}. If its lengths (step_size, milestones, T_max and the like) are meant "
-            f"in epochs, multiply them by {batches:,}, and leave gamma as it is. (Only ExponentialLR, which has no "
-            f"length, needs another gamma: gamma ** (1 / {batches:,}).)"
+            f"with {name} the learning rate collapses within the first epoch, from {max(planned):.3g} to "
+            f"{planned[batches - 1]:.3g}: {stepped}. If its lengths (step_size, milestones, T_max and the like) are "
+            f"meant in epochs, multiply them by {batches:,}, and leave gamma as it is. (ExponentialLR, which has no "
+            f"length, needs gamma ** (1 / {batches:,}), and a function of the epoch gets step / {batches:,}.)"
         )
+
+
+def _collapses(rates: list[float], first: int) -> bool:
+    """Return whether the rates collapse within the first so many steps, most often those of an epoch.
+
+    They do if in the next so many steps none is above a thousandth of their peak; or if none is above a tenth of it in
+    all of these steps but the first fiftieth. (A rate that falls like 1 / sqrt(step) passes.)
+    """
+    peak, later = max(rates[:first]), rates[first : 2 * first]
+    soon = rates[max(1, first // 50) : 2 * first]
+    # Rounded up a little, because 0.1 * 0.1 is more than 0.01
+    return peak > 0 and bool(later) and (max(later) <= 0.00101 * peak or max(soon) <= 0.101 * peak)
 
 
 def check_loss(loss: Callable) -> None:
@@ -193,44 +210,68 @@ def _asks_for_more(step: Callable) -> bool:
     return False
 
 
-def _rates(scheduler: LRScheduler, steps: int) -> list[float]:
-    """Return the learning rate, the largest of all groups, at each of the next steps; nothing is changed afterwards."""
-    state, groups = copy.deepcopy(scheduler.state_dict()), scheduler.optimizer.param_groups
-    before = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
+def _planned_rates(scheduler: LRScheduler, steps: int) -> list[list[float]]:
+    """Return the learning rate of each group at each of the next steps; fewer, if the scheduler fails before.
+
+    A copy of scheduler and optimizer is stepped. If there can be none, the list is empty.
+    """
+    numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()
     rates = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimizer has made no step
-            for _ in range(steps):
-                rates.append(max(float(group["lr"]) for group in groups))
-                scheduler.step()
-    finally:
-        scheduler.load_state_dict(state)
-        for group, values in zip(groups, before):
-            group.update(values)
+        twin = copy.deepcopy(scheduler)
+        for part in (twin, *getattr(twin, "_schedulers", ())):
+            if hasattr(part, "lr_lambdas"):
+                part.lr_lambdas = [_twin_of(function) for function in part.lr_lambdas]
+    except Exception:  # whatever refuses to be copied, such as a generator
+        return []
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")  # that the optimizer has made no step
+        for _ in range(steps):
+            now = [float(group["lr"]) for group in twin.optimizer.param_groups]
+            twin.step()
+            rates.append(now)
+    np.random.set_state(numpy_state)
+    random.setstate(python_state)
+    torch.set_rng_state(torch_state)
     return rates
 
 
-def training_settings(optimizer: Optimizer, scheduler: LRScheduler | None, loss: Callable | None) -> dict:
+def _twin_of(function: Callable) -> Callable:
+    """Return a copy of a function, with copies of what it remembers."""
+    if not isinstance(function, types.FunctionType) or not function.__closure__:
+        return function
+    cells = tuple(types.CellType(copy.deepcopy(cell.cell_contents)) for cell in function.__closure__)
+    twin = types.FunctionType(function.__code__, function.__globals__, None, function.__defaults__, cells)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
+
+
+def mark_trained(model: nn.Module, name: str, optimizer: Optimizer) -> None:
+    """Let the model bear the name of its training from the optimizer's first step on, even if that is interrupted."""
+    optimizer.register_step_post_hook(lambda *_: setattr(model, "trained_as", name))
+
+
+def training_settings(optimizer: Optimizer, scheduler: LRScheduler | None, loss: Callable | None, steps: int) -> dict:
     """Return, for the record, the classes and the arguments of optimizer and scheduler, and the name of the loss."""
     return {
-        "optimizer": _optimizer_settings(optimizer, scheduler),
+        "optimizer": _optimizer_settings(optimizer, scheduler, steps),
         "scheduler": scheduler and _scheduler_settings(scheduler),
         "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "cross_entropy",
     }
 
 
-def _optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler | None) -> dict:
+def _optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler | None, steps: int) -> dict:
     """Return what an optimizer will use: what its groups share, and ``param_groups`` if they differ.
 
-    ``lr`` is the one that the schedule goes by (its base or its peak), if a scheduler has changed it already.
+    With a scheduler, which changes it, ``lr`` is its base or its peak; or the largest one that is used, if they are
+    far from each other.
     """
     groups = [{key: group[key] for key in optimizer.defaults if key in group} for group in optimizer.param_groups]
-    if scheduler is not None:
+    planned = _planned_rates(scheduler, steps) if scheduler is not None else []
+    for number, group in enumerate(optimizer.param_groups if planned else ()):
         peak = "max_lr" if "max_lr" in inspect.signature(type(scheduler)).parameters else "initial_lr"
-        for recorded, group, rate in zip(groups, optimizer.param_groups, scheduler.get_last_lr()):
-            if group["lr"] == rate:  # otherwise it was changed by hand since
-                recorded["lr"] = group.get(peak, group["lr"])
+        asked, largest = float(group.get(peak, group["lr"])), max(rates[number] for rates in planned)
+        groups[number]["lr"] = asked if 0.8 * asked <= largest <= 1.001 * asked else largest
     groups = [_for_json(group) for group in groups]
     shared = {key: value for key, value in groups[0].items() if all(group.get(key) == value for group in groups)}
     settings = {"class": type(optimizer).__name__, **shared}
@@ -245,12 +286,12 @@ def _optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler | None) -> 
 
 def _scheduler_settings(scheduler: LRScheduler) -> dict:
     """Return the class and the arguments of a scheduler, as far as it has kept them."""
-    state, groups = scheduler.state_dict(), scheduler.optimizer.param_groups
-    kept = {key: value for key, value in state.items() if key[0] != "_" and key != "last_epoch"}
+    state, groups = vars(scheduler), scheduler.optimizer.param_groups
+    kept = {key: value for key, value in state.items() if key[0] != "_" and key not in ("last_epoch", "optimizer")}
     # OneCycleLR keeps its peak with the weights, and the step at which it is reached instead of the share.
     for key in inspect.signature(type(scheduler)).parameters:
         if key in groups[0]:
-            values = _for_json({"": [group[key] for group in groups]})[""]
+            values = [_plain(group[key]) for group in groups]
             kept[key] = values[0] if values == values[:1] * len(values) else values
     if phases := state.get("_schedule_phases"):
         kept["pct_start"] = round((phases[0]["end_step"] + 1) / state["total_steps"], 6)
@@ -261,17 +302,21 @@ def _scheduler_settings(scheduler: LRScheduler) -> dict:
 
 
 def _for_json(settings: dict) -> dict:
-    """Return the settings with numbers instead of tensors of one number, and without what JSON has no word for."""
+    """Return the settings as far as JSON has words for them; functions by their names."""
+    plain = {key: _plain(value) for key, value in settings.items()}
+    return {key: value for key, value in plain.items() if value is not None}
 
-    def plain(value):
-        if isinstance(value, (list, tuple)):
-            return [plain(part) for part in value]
-        one = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1)
-        return value.item() if one else value
 
-    kinds = (bool, int, float, str, list, Counter)  # Counter: the milestones of MultiStepLR
-    return {
-        key: value
-        for key, value in ((key, plain(value)) for key, value in settings.items())
-        if isinstance(value, kinds)
-    }
+def _plain(value):
+    """Return a value as numbers, texts, lists and dicts; None for anything else."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items() if isinstance(key, (str, int, float))}
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "__name__", None)

@@ -1,7 +1,8 @@
 """Files that are never half written, and folders that are tried before hours are spent on what goes into them."""
 
+import contextlib
 import os
-import tempfile
+import stat
 from pathlib import Path
 
 
@@ -25,17 +26,19 @@ def why_not_writable(path: Path, size: int) -> str | None:
     Folders that are missing are not made: the trial is in the nearest one that exists.
     """
     folder = path.parent
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
+    trial = folder / f"{path.name}.{os.getpid()}.tmp"  # because a name can be too long
     try:
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
-        # With the file's own name at the end, because a name can be too long
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=f"-{path.name}.{os.getpid()}.tmp") as trial:
-            trial.write(bytes(size))
-            trial.flush()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if stat.S_ISDIR(os.stat(path).st_mode):  # the names of the folders can be too long, too
+                return "it is a folder"
+        trial.write_bytes(bytes(size))
     except OSError as error:
         return error.strerror or str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink()
     return None
 
 

@@ -81,7 +81,8 @@ def grade(
 def _described(error: Exception) -> str:
     """Return what an error says, and the line of the student's own code that it comes from."""
     course = [
-        Path(__file__).with_name(f"{name}.py") for name in ("grade", "utils", "checks", "mnist", "checkpoint", "fast")
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("grade", "utils", "checks", "files", "mnist", "checkpoint", "fast")
     ]
     own = [
         frame

@@ -128,13 +128,13 @@ def find_mnist(root: str | Path | None = None) -> Path | None:
     if asked:
         places = [Path(asked).expanduser(), ROOT / asked]
         for folder in places:
-            if _check_files(folder):
+            if _contents(folder):
                 return folder
         raise FileNotFoundError(_found_instead(asked, "root" if root else "MNIST_ROOT", places))
     folder = ROOT / "data"
     incomplete = None
     try:
-        if _check_files(folder):
+        if _contents(folder):
             return folder
     except FileNotFoundError as error:
         incomplete = error  # the course's own folder: download the whole set again
@@ -212,22 +212,19 @@ def _unpacked(folder: Path) -> Path:
     """Return a folder with the files of this one as ``torchvision`` wants them."""
     unpacked = Path(tempfile.mkdtemp(prefix="mnist-"))
     atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
-    files = _files_in(folder)
-    write_whole({unpacked / "MNIST" / "raw" / name: _content(path) for name, path in files.items()})
+    write_whole({unpacked / "MNIST" / "raw" / name: content for name, content in _contents(folder).items()})
     return unpacked
 
 
-def _files_in(folder: Path) -> dict[str, Path]:
-    """Return where in a folder the files of MNIST are: the place that has most of them counts."""
-    places = []
-    for place in (folder / "MNIST" / "raw", folder / "raw", folder):
-        found = {}
-        for name in MNIST_FILES:
-            for form in (name, f"{name}.gz", name.replace("-idx", ".idx"), name.replace("-idx", ".idx") + ".gz"):
-                if name not in found and (place / form).is_file():
-                    found[name] = place / form
-        places.append(found)
-    return max(places, key=len)
+def _files_in(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of MNIST in a folder, those that there are: each in the places and forms that it may have."""
+    places = (folder / "MNIST" / "raw", folder / "raw", folder)
+    found = {}
+    for name in MNIST_FILES:
+        forms = [form + end for form in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+        if paths := [place / form for place in places for form in forms if (place / form).is_file()]:
+            found[name] = paths
+    return found
 
 
 def _content(path: Path) -> bytes:
@@ -239,25 +236,34 @@ def _content(path: Path) -> bytes:
         return content
 
 
-def _check_files(folder: Path) -> bool:
-    """Return whether ``folder`` holds MNIST: False if it has none of the four files, an error if they are not right."""
-    files = _files_in(folder)
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Return what the four files in a folder hold, unpacked; nothing, if there is none of them.
+
+    Raises FileNotFoundError or ValueError if they are not all there and right.
+    """
+    files, contents = _files_in(folder), {}
     if not files:
-        return False
-    place = next(iter(files.values())).parent
+        return {}
+    place = next(iter(files.values()))[0].parent
     again = f"delete the files of MNIST in {place} (and unset MNIST_ROOT) to have all four downloaded again"
     if missing := [name for name in MNIST_FILES if name not in files]:
         raise FileNotFoundError(
             f"{place / missing[0]} is missing, though other files of MNIST are there. Copy it there, or {again}."
         )
     for name, (size, md5, _) in MNIST_FILES.items():
-        content, gz = _content(files[name]), files[name].suffix == ".gz"
-        if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
-            raise ValueError(
-                f"{files[name]} is damaged: expected {size:,} bytes with MD5 {md5}{', unpacked' if gz else ''}, found "
-                f"{len(content):,} bytes with MD5 {found}. Replace it by a good copy, or {again}."
+        problem = ""
+        for path in files[name]:
+            content = _content(path)
+            if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) == md5:
+                contents[name] = content
+                break
+            problem = problem or (
+                f"{path} is damaged: expected {size:,} bytes with MD5 {md5}{', unpacked' * (path.suffix == '.gz')}, "
+                f"found {len(content):,} bytes with MD5 {found}. Replace it by a good copy, or {again}."
             )
-    return True
+        else:
+            raise ValueError(problem)
+    return contents
 
 
 def _found_instead(asked: str | Path, name: str, places: list[Path]) -> str:
@@ -278,10 +284,10 @@ def _found_instead(asked: str | Path, name: str, places: list[Path]) -> str:
 def _read_files(folder: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """Return the images and labels of the training set, and of the test set."""
     # Not through torchvision.datasets.MNIST, which reads no packed files, and prefers what older versions have left.
-    files = _files_in(folder)
+    contents = _contents(folder)
 
     def read(name: str, header: int) -> torch.Tensor:
-        return torch.frombuffer(bytearray(_content(files[name])), dtype=torch.uint8, offset=header)
+        return torch.frombuffer(bytearray(contents[name]), dtype=torch.uint8, offset=header)
 
     return tuple(
         (

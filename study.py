@@ -18,7 +18,8 @@ from torch import nn
 from tqdm import tqdm
 
 from checks import check_percent
-from mnist import find_mnist
+from files import shown
+from mnist import ROOT, find_mnist
 from utils import RESULTS, check_folder, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
 
 
@@ -63,14 +64,11 @@ def run_study(
     paths = _paths(runs, folder)
     instead = [
         name
-        for name in names
-        if (path := paths[name])
-        and (RESULTS / f"{name}.json").is_file()
-        and folder != RESULTS
-        and path.is_relative_to(folder)
+        for name, path in paths.items()
+        if path and (course := RESULTS / f"{name}.json").is_file() and path.resolve() != course.resolve()
     ]
     if instead:
-        print(f"{study}: your own runs, from {folder}, instead of the course's: {', '.join(instead)}")
+        print(f"{study}: your own runs, from {shown(folder, ROOT)}, instead of the course's: {', '.join(instead)}")
     if missing := [name for name in names if not paths[name]]:
         check_folder(data_name, missing[0])
     _clear_away(names, folder)

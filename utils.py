@@ -29,11 +29,13 @@ from tqdm import tqdm
 
 from checkpoint import Checkpoint, identity, torch_bytes
 from checks import (
+    COMPILED,
     check_count,
     check_images,
     check_labels,
     check_percent,
     check_training,
+    mark_trained,
     training_settings,
     unwrapped,
 )
@@ -52,9 +54,12 @@ MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, scale
 # In a notebook, the page gets the course's figures, whatever MPLBACKEND or a personal configuration file asks for.
 if hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel"):
     from matplotlib_inline.backend_inline import set_matplotlib_formats
+    from matplotlib_inline.config import InlineBackend
 
     matplotlib.use("module://matplotlib_inline.backend_inline")
     matplotlib.rcdefaults()
+    InlineBackend.instance().print_figure_kwargs = {"bbox_inches": "tight"}
+    InlineBackend.instance().close_figures = True
     set_matplotlib_formats("png")
 
 
@@ -256,9 +261,9 @@ def fit(
     """Train the model in place, printing a line after every epoch, and return the run's record.
 
     Args:
-        model: one that ``fit`` has not trained and ``load_weights`` not loaded before; it maps ``(N, 1, 28, 28)``
-            normalised images to ``(N, 10)`` logits. Moved to the data's device. (Of ``torch.compile(model)``, and the
-            like, the network inside is kept.)
+        model: one that ``fit`` has not trained before; it maps ``(N, 1, 28, 28)`` normalised images to ``(N, 10)``
+            logits. Moved to the data's device. (Of ``torch.compile(model)``, and the like, the network inside is kept.
+            If ``load_weights`` has loaded its weights, the record says so.)
         data: what ``load_mnist`` returned.
         name: the run's name, ``"run"`` or ``"study/run"``, and that of its files under ``notebooks/results/``.
         optimizer: a new one, over all parameters that are not frozen (``requires_grad_(False)``).
@@ -295,7 +300,7 @@ def fit(
     network = unwrapped(model).to(device)
     settings = {
         "batch_size": batch_size,
-        **training_settings(optimizer, scheduler, loss),
+        **training_settings(optimizer, scheduler, loss, epochs * math.ceil(len(data.train_labels) / batch_size)),
         "augmentation": augmentation,
         "augmented_epochs": augmented_epochs,
         "ema_decay": ema_decay,
@@ -316,12 +321,12 @@ def fit(
                 _resume(run, progress, data)
                 started -= run["elapsed"][-1]
                 bar.update(len(run["elapsed"]) * batches)
-        network.trained_as = name  # from the first batch on, even if this cell is interrupted
+        mark_trained(network, name, optimizer)
         added = {"loss_function": loss, "scheduler": scheduler, "average": average, "bfloat16": shortened, "bar": bar}
         for epoch in range(len(run["elapsed"]) + 1, epochs + 1):
             changes = augmentation if augmented_epochs is None or epoch <= augmented_epochs else None
             train_loss, train_accuracy = train_epoch(model, data, optimizer, batch_size, augmentation=changes, **added)
-            tested = average.network(model) if average else model
+            tested = average.network(network) if average else model
             test_loss, correct = evaluate(tested, data.test_images, data.test_labels)
             _append(run["history"], epoch, train_loss, train_accuracy, test_loss, 100 * correct / len(data.test_labels))
             run["elapsed"].append(round(time.perf_counter() - started, 2))
@@ -339,6 +344,8 @@ def _new_record(name: str, model: nn.Module, data: Data, epochs: int, seed: int,
     check_json([settings, epochs, seed])  # rather than after the training
     if frozen := sum(p.numel() for p in model.parameters() if not p.requires_grad):
         settings |= {"frozen_parameters": frozen}
+    if loaded := vars(model).get("weights_from"):
+        settings |= {"weights_from": loaded}
     return {
         "name": name,
         "model": type(model).__name__,
@@ -481,12 +488,13 @@ def save_run(run: dict, model: nn.Module) -> None:
     """
     check_name(run["name"])
     path = results_folder(run["data"]) / run["name"]
-    weights = torch_bytes({key: value.cpu() for key, value in unwrapped(model).state_dict().items()})
+    state = unwrapped(model).state_dict()
+    weights = torch_bytes({key.replace(COMPILED, ""): value.cpu() for key, value in state.items()})
     record = json.dumps(check_json(run), indent=1) + "\n"
     try:
         write_whole({Path(f"{path}.pt"): weights, Path(f"{path}.json"): record.encode()})
     except OSError as error:
-        raise OSError(f"{UNWRITABLE.format(path.parent, error.strerror)} Then call save_run again.") from error
+        raise OSError(f"{UNWRITABLE.format(path, error.strerror)} Then call save_run again.") from error
     Path(f"{path}.checkpoint").unlink(missing_ok=True)
     Data.in_use = run["data"]  # so that this run is the one that is read
 
@@ -503,9 +511,10 @@ def check_folder(data_name: str, name: str, size: int = 0) -> None:
     Raises ValueError if no run can have this name.
     """
     check_name(name)
-    path = results_folder(data_name) / f"{name}.checkpoint"
-    if reason := why_not_writable(path, size):
-        raise OSError(UNWRITABLE.format(path.parent, reason))
+    for suffix in (".json", ".pt", ".checkpoint"):
+        path = results_folder(data_name) / f"{name}{suffix}"
+        if reason := why_not_writable(path, size):
+            raise OSError(UNWRITABLE.format(path, reason))
 
 
 def check_name(name: str) -> None:
@@ -557,7 +566,7 @@ def load_runs(study: str) -> list[dict]:
     if on_digits and (_digits_first(own, on_digits) or not paths):
         paths = on_digits
     paths = {path.stem: path for path in paths}  # the later ones count
-    if yours := [path for path in paths.values() if path.parent != RESULTS / study]:
+    if yours := [path for path in paths.values() if path.parent.resolve() != (RESULTS / study).resolve()]:
         place = shown(yours[0].parent, ROOT)
         print(f"{study}: {len(yours)} of these {len(paths)} records are your own, from {place}")
     return [read_record(paths[name]) for name in names if name in paths]
@@ -591,23 +600,29 @@ def load_weights(model: nn.Module, name: str) -> nn.Module:
     except Exception as error:  # on damaged files torch raises whatever it stumbles over
         raise ValueError(f"{path} does not hold weights: run its notebook again to write them anew") from error
     network = unwrapped(model)
-    network.load_state_dict(weights)
-    network.trained_as = name
+    names = {key.replace(COMPILED, ""): key for key in network.state_dict()}
+    network.load_state_dict({names.get(key, key): value for key, value in weights.items()})
+    network.weights_from = name
     return model.eval()
 
 
 def _result(name: str, suffix: str) -> Path:
     """Return the file of a saved run. Raises FileNotFoundError with the names that there are in its study."""
-    file = f"{name}{suffix}"
-    own, on_digits = ([path] if (path := results_folder(data) / file).is_file() else [] for data in ("MNIST", "digits"))
-    path = [*own, RESULTS / file][0]
-    if on_digits and (_digits_first(own, on_digits) or not path.is_file()):
-        [path] = on_digits
+
+    def found(data_name: str) -> list[Path]:  # a record or weights: the two are of one run
+        files = [results_folder(data_name) / f"{name}{end}" for end in (".json", ".pt")]
+        return [path for path in files if path.is_file()]
+
+    own, on_digits = found("MNIST"), found("digits")
+    folder = results_folder("MNIST") if own else RESULTS
+    if on_digits and (_digits_first(own, on_digits) or not (own or (RESULTS / f"{name}{suffix}").is_file())):
+        folder = results_folder("digits")
+    path = folder / f"{name}{suffix}"
     if not path.is_file():
         study = name.rpartition("/")[0] or name
         names = ", ".join(_names(study, suffix)) or "none at all"
         raise FileNotFoundError(f"no {path.name} in {_places(study)}; there are: {names}")
-    if path != RESULTS / file:
+    if path.resolve() != (RESULTS / f"{name}{suffix}").resolve():
         print(f"{name} is your own run: {shown(path, ROOT)}")
     return path
 
@@ -664,6 +679,9 @@ def print_runs(runs: list[dict], last: int = 5) -> None:
 def plot_digits(images: torch.Tensor, titles: list[str] | None = None, columns: int = 10) -> None:
     """Show images, ``(N, 1, 28, 28)`` with pixel values 0 to 255, as dark ink on white, in rows of ``columns``."""
     check_images(images)
+    if len(images) == 0:
+        print("no images")
+        return
     rows = math.ceil(len(images) / columns)
     lines = max(title.count("\n") + 1 for title in titles) if titles else 0
     height = rows * (7 / columns + (0.1 + 0.15 * lines if lines else 0))
@@ -692,8 +710,8 @@ def plot_mistakes(model: nn.Module, data: Data, count: int = 20) -> None:
     wrong = wrong[confidence[wrong].argsort(descending=True)]
     print(f"{len(wrong)} of {len(guesses):,} are wrong; the {min(count, len(wrong))} surest mistakes, label -> guess:")
     if len(wrong):
-        shown = wrong[:count]
-        plot_digits(data.test_images[shown], [f"{data.test_labels[i]} → {guesses[i]}" for i in shown])
+        first = wrong[:count]
+        plot_digits(data.test_images[first], [f"{data.test_labels[i]} → {guesses[i]}" for i in first])
 
 
 def plot_runs(runs: list[dict], target: float | None = None, last: int | None = None) -> None:
@@ -789,8 +807,8 @@ def parameters_by_layer(model: nn.Module) -> dict[str, int]:
 def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: float, last: int) -> bool:
     """Print whether a run on MNIST meets a target, condition by condition, and return whether it meets them all.
 
-    The best epoch counts for nothing: every one of the last ``last`` epochs must hold the accuracy. A run on other data
-    meets no target.
+    The best epoch counts for nothing: every one of the last ``last`` epochs must hold the accuracy. A run on other
+    data, or one that went on with the weights of another, meets no target.
 
     Args:
         run: a record.
@@ -806,6 +824,9 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
     check_percent(accuracy)
     if run["data"] != "MNIST":
         print(f"no claim: this run is on {run['data']}, and the target is about MNIST")
+        return False
+    if loaded := run.get("settings", {}).get("weights_from"):
+        print(f"no claim: this run began with the weights of {loaded}, whose epochs are not counted")
         return False
     accuracies = run["history"]["test_accuracy"]
     epochs, counted = len(accuracies), accuracies[-last:]

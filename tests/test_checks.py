@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from checks import _rates, check_images
+from checks import _collapses, _planned_rates, check_images
 from model import Net8k, Skeleton
 from utils import (
     augment,
+    check_target,
     evaluate,
     load_weights,
     normalize,
@@ -35,7 +37,10 @@ UNITS = {
     "from -1 to 1": lambda images: images / 127.5 - 1,
     "from 0 to 2": lambda images: images / 127.5,
     "torch.bool from 0 to 1": lambda images: images > 127,
-    "from 0 to 510": lambda images: images.int() * 2,
+    "uint8 from 0 to 1": lambda images: (images > 127).byte(),
+    "from 0 to 16": lambda images: images / 255 * 16,  # scikit-learn's unit
+    "from 0 to 510: .*clamp": lambda images: images.int() * 2,
+    "from -30 to 225: .*clamp": lambda images: images.float() - 30,
     "nan": lambda images: images * math.nan,
     "tensor, got ndarray: torch.from_numpy": lambda images: images.numpy(),
     r"got \(120, 28, 28\): images.unsqueeze\(1\)": lambda images: images[:, 0],
@@ -67,7 +72,7 @@ def test_images_in_another_unit_or_form_are_refused_wherever_they_are_given(few,
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
-@given(st.sampled_from([torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16]), st.integers(3, 255))
+@given(st.sampled_from([torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16]), st.integers(17, 255))
 def test_pixel_values_of_any_dtype_are_not_refused(dtype, brightest):
     images = torch.randint(0, brightest + 1, (2, 1, 28, 28)).to(dtype)
     images[0, 0, 0, 0] = brightest
@@ -111,13 +116,27 @@ def test_arguments_that_make_no_sense_are_refused_in_a_sentence(few, wrong, comp
 def test_a_model_is_trained_once_so_that_its_record_counts_all_epochs(few, place):
     run, model = train(few)
     save_run(run, model)
-    stopped, optimizer = Skeleton(), None
+    stopped, optimizer, batches = Skeleton(), None, []
+
+    def interrupted(logits, labels, images):
+        batches.append(len(labels))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return F.cross_entropy(logits, labels)
+
     with pytest.raises(KeyboardInterrupt):
-        train(few, model=stopped, loss=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(few, model=stopped, loss=interrupted)
+    for mistake, complaint in (
+        ({"augmentation": {"degree": 1}}, TypeError),
+        ({"augmentation": {"scale": 1.5}}, ValueError),
+    ):
+        with pytest.raises(complaint):  # before the first step: it can be mended, and tried again
+            train(few, model=(new := Skeleton()), **mistake)
+        train(few, model=new)
     used = torch.optim.SGD((by_hand := Skeleton()).parameters(), lr=0.1, momentum=0.9)
     by_hand(normalize(few.test_images)).sum().backward()
     used.step()
-    for again in (model, copy.deepcopy(model), stopped, load_weights(Skeleton(True, 0.1), "few/short")):
+    for again in (model, copy.deepcopy(model), stopped):
         with pytest.raises(ValueError, match="not trained before, got one that was, as 'few/short'"):
             train(few, model=again, optimizer=optimizer)
     with pytest.raises(ValueError, match="optimizer that has made no step"):
@@ -133,7 +152,48 @@ def test_a_model_is_trained_once_so_that_its_record_counts_all_epochs(few, place
         train(few, schedule=stepped)
 
 
+def test_weights_that_were_loaded_may_be_trained_further_and_the_record_says_so(few, place, capsys):
+    save_run(*train(few))
+    model = load_weights(Skeleton(True, 0.1), "few/short")
+    run, _ = train(few, model=model, epochs=1, name="few/tuned")
+    assert run["settings"]["weights_from"] == "few/short" and "weights_from" not in train(few)[0]["settings"]
+    target = {"max_parameters": 20_000, "max_epochs": 1, "accuracy": 2.0, "last": 1}
+    assert not check_target(run | {"data": "MNIST"}, **target)
+    assert "no claim: this run began with the weights of few/short" in capsys.readouterr().out
+
+
+class Warmup(schedulers.LRScheduler):
+    """The usual form of schedulers that wrap another one, which holds the optimizer, too."""
+
+    def __init__(self, optimizer, after):
+        self.after = after
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [rate / 2 for rate in self.base_lrs] if self.last_epoch < 2 else self.after.get_last_lr()
+
+    def step(self):
+        if self.last_epoch > 2:
+            self.after.step()
+        super().step()
+
+
+def remembering(optimizer):
+    seen = []
+    return schedulers.LambdaLR(optimizer, lambda step: seen.append(step) or 0.95 ** len(seen))
+
+
+def drawing(optimizer):
+    return schedulers.LambdaLR(optimizer, lambda step: random.uniform(0.5, 1))
+
+
+def falling(optimizer):
+    return schedulers.LambdaLR(optimizer, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4].__getitem__)
+
+
 WHOLE = {  # for 2 epochs of 3 batches
+    "Warmup": lambda o: Warmup(o, schedulers.CosineAnnealingLR(o, 6)),
+    "LambdaLR, remembering": remembering, "LambdaLR, drawing": drawing, "LambdaLR, from a table": falling,
     "StepLR": lambda o: schedulers.StepLR(o, 3), "OneCycleLR": lambda o: one_cycle(o, 6),
     "CosineAnnealingLR": lambda o: schedulers.CosineAnnealingLR(o, 6),
     "CosineAnnealingWarmRestarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3),
@@ -163,15 +223,18 @@ def test_a_schedule_for_the_whole_training_passes_and_is_as_it_was(few, name):
     scheduler = WHOLE[name](optimizer)
 
     def state():
-        return scheduler.state_dict(), [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        kept = {key: value for key, value in vars(scheduler).items() if key not in ("optimizer", "after", "lr_lambdas")}
+        return repr([kept, [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]])
 
-    before = copy.deepcopy(state())
-    rates = _rates(scheduler, 6)
-    assert repr(state()) == repr(before) and len(set(rates)) > 1
+    before, drawn = state(), (random.getstate(), torch.get_rng_state().tolist())
+    rates = [rate for [rate] in _planned_rates(scheduler, 6)]
+    assert state() == before and drawn == (random.getstate(), torch.get_rng_state().tolist())
+    assert len(set(rates)) > 1
     seen = []
     optimizer.register_step_post_hook(lambda *_: seen.append(max(float(g["lr"]) for g in optimizer.param_groups)))
     run, _ = train(few, model=model, optimizer=optimizer, schedule=lambda _: scheduler)
-    assert seen == rates and run["settings"]["scheduler"]["class"] == name
+    assert seen == rates or "drawing" in name
+    assert run["settings"]["scheduler"]["class"] == name.split(",")[0]
 
 
 @pytest.mark.parametrize("name", COLLAPSED)
@@ -185,6 +248,9 @@ def test_a_rate_that_collapses_within_the_first_epoch_is_named(few, name, capsys
 
 def test_a_rate_may_collapse_in_the_only_epoch_but_not_before_its_middle(few):
     train(few, epochs=1, batch_size=25, schedule=lambda o: one_cycle(o, 10))
+    train(few, epochs=3, batch_size=250, schedule=lambda o: schedulers.StepLR(o, 1))  # one batch is one epoch
+    root = schedulers.LambdaLR(torch.optim.SGD([torch.zeros(1)], lr=1), lambda step: (1 + step) ** -0.5)  # textbooks'
+    assert not _collapses([rate for [rate] in _planned_rates(root, 1_876)], 938)
     for milestones in ([1, 2], [1]):
         with pytest.raises(ValueError, match=r"with MultiStepLR .* 10 times an epoch, 10 times in all"):
             train(few, epochs=1, batch_size=25, schedule=lambda o, at=milestones: schedulers.MultiStepLR(o, at))
@@ -193,7 +259,10 @@ def test_a_rate_may_collapse_in_the_only_epoch_but_not_before_its_middle(few):
 def test_other_schedulers_are_refused_in_a_sentence(few):
     for schedule, complaint in (
         (schedulers.ReduceLROnPlateau, "by itself, got ReduceLROnPlateau, which waits for a metric"),
-        (lambda o: one_cycle(o, 5), "for the whole training, got OneCycleLR for 5 steps: .* 6 times in all"),
+        (
+            lambda o: one_cycle(o, 5),
+            "for the whole training, got OneCycleLR, which fails after 5 steps: .* 6 times in all",
+        ),
         (lambda _: one_cycle(torch.optim.SGD(Skeleton().parameters(), lr=1), 6), "a scheduler of this optimizer"),
     ):
         with pytest.raises(ValueError, match=complaint):
@@ -240,6 +309,15 @@ def test_what_was_used_is_recorded(few):
     assert recorded(lambda p: sgd(p, lr=torch.tensor(0.25)))[0]["lr"] == 0.25
     assert recorded(lambda p: sgd(p, lr=np.float32(0.25)))[0]["lr"] == 0.25
     assert recorded(lambda p: torch.optim.AdamW(p, betas=(0.8, 0.9)))[0]["betas"] == [0.8, 0.9]
+
+    def twice(optimizer):  # as if its cell had run twice
+        schedulers.LinearLR(optimizer, total_iters=40)
+        return schedulers.LinearLR(optimizer, total_iters=40)
+
+    optimizer, _ = recorded(lambda p: sgd(p, lr=0.25), twice)
+    assert optimizer["lr"] == pytest.approx(0.25 * (1 / 3) * (1 / 3 + 2 / 3 * 5 / 40), rel=0.1)
+    _, scheduler = recorded(lambda p: sgd(p, lr=0.25), lambda o: schedulers.LambdaLR(o, [lambda step: 0.9**step]))
+    assert scheduler["lr_lambdas"] == ["<lambda>"]
     for schedule in (lambda o: schedulers.StepLR(o, 3), lambda o: one_cycle(o, 6), lambda o: schedulers.LinearLR(o)):
         optimizer, scheduler = recorded(lambda p: sgd(p, lr=torch.tensor(0.25)), schedule)
         assert optimizer["lr"] == 0.25 and scheduler.get("max_lr", 0.25) == 0.25
@@ -259,7 +337,7 @@ def test_what_was_used_is_recorded(few):
     ],
 )
 def test_the_network_inside_a_wrapper_is_named_and_saved_and_loaded(few, place, wrap):
-    asked = {"ema_decay": 0.5, "augmentation": {"degrees": 10}, "bfloat16": False, "checkpoint": True}
+    asked = {"ema_decay": 0.5, "augmentation": {"degrees": 10}, "bfloat16": False}
     run, plain = train(few, **asked)
     torch.manual_seed(0)
     wrapped = wrap(Skeleton(True, 0.1))
@@ -274,3 +352,14 @@ def test_the_network_inside_a_wrapper_is_named_and_saved_and_loaded(few, place, 
     assert same_weights(again, loaded) or isinstance(again, torch.optim.swa_utils.AveragedModel)
     assert torch.equal(predict(again, few.test_images).argmax(1), predict(loaded, few.test_images).argmax(1))
     assert parameters_by_layer(wrapped) == parameters_by_layer(plain)
+
+
+def test_a_compiled_part_of_a_network_is_saved_under_the_names_of_the_network(few, place):
+    torch.manual_seed(0)
+    model = Skeleton(True, 0.1)
+    model.layers = torch.compile(model.layers, backend="eager")
+    save_run(*train(few, model=model))
+    plain = load_weights(Skeleton(True, 0.1), "few/short")
+    again = Skeleton(True, 0.1)
+    again.layers = torch.compile(again.layers, backend="eager")
+    assert same_weights(load_weights(again, "few/short"), plain) and same_weights(model, plain)

@@ -86,7 +86,7 @@ def test_files_are_found_in_order_and_damaged_ones_named_and_never_used(mnist, c
             load_mnist(root, device="cpu")
 
 
-@pytest.mark.parametrize("form", ["{}.gz", "{}", "MNIST/raw/{}.gz", "raw/{}", "{} with a dot", "{}.gz with a dot"])
+@pytest.mark.parametrize("form", ["{}.gz", "MNIST/raw/{}.gz", "raw/{}", "{} with a dot"])
 def test_a_folder_that_is_named_may_hold_the_files_as_they_are_published(mnist, course, monkeypatch, form):
     for name in MNIST_FILES:
         name, _, dotted = form.format(name).partition(" with a ")
@@ -104,6 +104,10 @@ def test_a_folder_that_is_named_may_hold_the_files_as_they_are_published(mnist, 
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match=rf"{path.name} is damaged: expected 10,008 bytes"):
         find_mnist()
+    good = course.parent / "published" / "t10k-labels-idx1-ubyte.gz"  # another form of it, in another place perhaps
+    if good != path:
+        good.write_bytes(gzip.compress((SOURCE / "t10k-labels-idx1-ubyte").read_bytes()))
+        assert find_mnist() == course.parent / "published"
 
 
 @pytest.mark.parametrize("named", ["root", "MNIST_ROOT"])

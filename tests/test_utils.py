@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -214,6 +215,16 @@ def test_what_was_written_is_what_is_read_and_a_line_says_which_file_it_was(few,
         assert read() == (seed, "its own") and load_runs("few")[0]["seed"] == seed
     save_run(run | {"name": "mine/0", "seed": 4}, model)
     assert read("mine/0") == (4, "its own") and load_runs("mine")[0]["seed"] == 4
+    (place / "few" / "0.pt").unlink()  # never the course's weights beside one's own record
+    monkeypatch.setattr("mnist.Data.in_use", "MNIST")
+    with pytest.raises(FileNotFoundError, match=r"no 0.pt in"):
+        load_weights(Skeleton(True, 0.1), "few/0")
+    (place / "link").symlink_to(place / "course")
+    capsys.readouterr()
+    for same in ("link", "few/../course", "course/"):
+        monkeypatch.setenv("MNIST_RESULTS", str(place / same))
+        assert read() == (1, "another's") and len(load_runs("few")) == 2 and capsys.readouterr().out == ""
+    monkeypatch.setenv("MNIST_RESULTS", str(place))
     with pytest.raises(FileNotFoundError, match=rf"no 2.json in {place}/few or {place}/course/few; there are: 0, 1$"):
         load_run("few/2")
 
@@ -222,12 +233,22 @@ def test_the_folder_for_results_is_tried_before_the_training(few, place, monkeyp
     (place / "file").touch()
     monkeypatch.setenv("MNIST_RESULTS", str(place / "file" / "results"))
     for call in (lambda: train(few), lambda: train(few, checkpoint=True)):
-        with pytest.raises(OSError, match=r"file/results/digits/few \(Not a directory\).*MNIST_RESULTS name another"):
+        with pytest.raises(
+            OSError, match=r"file/results/digits/few/short.json \(Not a directory\).*MNIST_RESULTS name another"
+        ):
             call()
     assert "Train:" not in capsys.readouterr().out
     monkeypatch.setenv("MNIST_RESULTS", str(place))
-    with pytest.raises(OSError, match=r"\(File name too long\)"):
-        train(few, name="few/" + 250 * "x")
+    for name in ("few/" + 250 * "x", 300 * "x" + "/few", "taken", "folder"):
+        (place / "digits" / "folder.json").mkdir(parents=True, exist_ok=True)
+        (place / "digits" / "taken").unlink(missing_ok=True)
+        with pytest.raises(
+            OSError, match=r"\((File name too long|it is a folder|No such file or directory)\).*MNIST_RESULTS"
+        ):
+            (place / "digits" / "taken").symlink_to(place / "unmounted")
+            train(few, name=name + "/run" * (name == "taken"))
+    shutil.rmtree(place / "digits")
+    train(few, name="few/" + 225 * "x")
     run, model = train(few)
     assert [path.name for path in place.rglob("*")] == ["file"]  # the trial leaves nothing
     (place / "digits").touch()  # in the meantime
