@@ -60,7 +60,8 @@ def check_images(images: torch.Tensor) -> None:
         )
     if images.numel() == 0:
         return
-    low, high = (value.item() for value in (images.byte() if images.dtype == torch.bool else images).aminmax())
+    # In one list, because each number that is asked for makes a GPU wait, and augment asks for every batch
+    low, high = torch.stack((images.byte() if images.dtype == torch.bool else images).aminmax()).tolist()
     if 0.1 < high <= 16 or (high <= 16 and low < -0.1):  # of any digit, some ink is darker; a blank image is all 0
         raise ValueError(
             f"expected pixel values from 0 to 255, as load_mnist and read_image return them, got {images.dtype} from "
@@ -87,13 +88,18 @@ def check_labels(labels: torch.Tensor, images: torch.Tensor) -> None:
         raise ValueError(
             f"expected a label for each image, one or more, got {len(images)} images, {len(labels)} labels"
         )
-    low, high = (value.item() for value in labels.aminmax())
+    low, high = torch.stack(labels.aminmax()).tolist()
     if low < 0 or high > 9:
         raise ValueError(f"expected labels from 0 to 9, got {low} to {high}")
 
 
-def check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, augmentation, augmented_epochs) -> None:
-    """Raise ValueError if these arguments of ``fit`` make no sense, or do not belong together."""
+def check_training(
+    model, data, optimizer, epochs, batch_size, scheduler, loss, augmentation, augmented_epochs
+) -> list[list[float]]:
+    """Raise ValueError if these arguments of ``fit`` make no sense, or do not belong together.
+
+    Returns the learning rates that the scheduler plans, see ``_planned_rates``; none without a scheduler.
+    """
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected a network, an nn.Module, got {model!r}: write Net8k(), with brackets")
     check_count("epochs", epochs)
@@ -109,13 +115,15 @@ def check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, 
     if loss is not None:
         check_loss(loss)
     check_optimizer(optimizer, model)
+    planned = []
     if scheduler is not None:
-        check_scheduler(scheduler, optimizer, epochs, math.ceil(len(data.train_labels) / batch_size))
+        planned = check_scheduler(scheduler, optimizer, epochs, math.ceil(len(data.train_labels) / batch_size))
     if augmented_epochs is not None and not (augmentation and 0 <= augmented_epochs <= epochs):
         raise ValueError(
             f"expected augmented_epochs from 0 to {epochs}, with an augmentation, got {augmented_epochs} "
             f"with {augmentation}"
         )
+    return planned
 
 
 def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
@@ -142,8 +150,11 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         raise ValueError(f"expected an optimizer that has made no step, got one that was used before: {AGAIN}")
 
 
-def check_scheduler(scheduler: LRScheduler, optimizer: Optimizer, epochs: int, batches: int) -> None:
-    """Raise ValueError unless the scheduler is a new one of the optimizer, and makes sense if stepped every batch."""
+def check_scheduler(scheduler: LRScheduler, optimizer: Optimizer, epochs: int, batches: int) -> list[list[float]]:
+    """Raise ValueError unless the scheduler is a new one of the optimizer, and makes sense if stepped every batch.
+
+    Returns its learning rates: see ``_planned_rates``.
+    """
     name = type(scheduler).__name__
     if getattr(scheduler, "optimizer", None) is not optimizer:
         raise ValueError("expected a scheduler of this optimizer: make it again after making the optimizer")
@@ -156,19 +167,21 @@ def check_scheduler(scheduler: LRScheduler, optimizer: Optimizer, epochs: int, b
     if any(part.last_epoch > 0 for part in parts):
         raise ValueError(f"expected a scheduler that has made no step, got one that was used before: {AGAIN}")
     stepped = f"fit steps it after every batch, {batches:,} times an epoch, {epochs * batches:,} times in all"
-    planned = [max(rates) for rates in _planned_rates(scheduler, epochs * batches)]
+    planned = _planned_rates(scheduler, epochs * batches)
     if 0 < len(planned) < epochs * batches:
         raise ValueError(
             f"expected a scheduler for the whole training, got {name}, which fails after {len(planned):,} steps: "
             f"{stepped}"
         )
-    if batches > 1 and planned and _collapses(planned, batches if epochs > 1 else batches // 2):
+    largest = [max(rates) for rates in planned]  # of all groups
+    if batches > 1 and planned and _collapses(largest, batches if epochs > 1 else batches // 2):
         raise ValueError(
-            f"with {name} the learning rate collapses within the first epoch, from {max(planned):.3g} to "
-            f"{planned[batches - 1]:.3g}: {stepped}. If its lengths (step_size, milestones, T_max and the like) are "
+            f"with {name} the learning rate collapses within the first epoch, from {max(largest):.3g} to "
+            f"{largest[batches - 1]:.3g}: {stepped}. If its lengths (step_size, milestones, T_max and the like) are "
             f"meant in epochs, multiply them by {batches:,}, and leave gamma as it is. (ExponentialLR, which has no "
             f"length, needs gamma ** (1 / {batches:,}), and a function of the epoch gets step / {batches:,}.)"
         )
+    return planned
 
 
 def _collapses(rates: list[float], first: int) -> bool:
@@ -251,23 +264,27 @@ def mark_trained(model: nn.Module, name: str, optimizer: Optimizer) -> None:
     optimizer.register_step_post_hook(lambda *_: setattr(model, "trained_as", name))
 
 
-def training_settings(optimizer: Optimizer, scheduler: LRScheduler | None, loss: Callable | None, steps: int) -> dict:
-    """Return, for the record, the classes and the arguments of optimizer and scheduler, and the name of the loss."""
+def training_settings(
+    optimizer: Optimizer, scheduler: LRScheduler | None, loss: Callable | None, planned: list[list[float]]
+) -> dict:
+    """Return, for the record, the classes and the arguments of optimizer and scheduler, and the name of the loss.
+
+    ``planned``: what ``check_training`` returned.
+    """
     return {
-        "optimizer": _optimizer_settings(optimizer, scheduler, steps),
+        "optimizer": _optimizer_settings(optimizer, scheduler, planned),
         "scheduler": scheduler and _scheduler_settings(scheduler),
         "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "cross_entropy",
     }
 
 
-def _optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler | None, steps: int) -> dict:
+def _optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler | None, planned: list[list[float]]) -> dict:
     """Return what an optimizer will use: what its groups share, and ``param_groups`` if they differ.
 
     With a scheduler, which changes it, ``lr`` is its base or its peak; or the largest one that is used, if they are
     far from each other.
     """
     groups = [{key: group[key] for key in optimizer.defaults if key in group} for group in optimizer.param_groups]
-    planned = _planned_rates(scheduler, steps) if scheduler is not None else []
     for number, group in enumerate(optimizer.param_groups if planned else ()):
         peak = "max_lr" if "max_lr" in inspect.signature(type(scheduler)).parameters else "initial_lr"
         asked, largest = float(group.get(peak, group["lr"])), max(rates[number] for rates in planned)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pooch
-import requests
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -86,8 +85,8 @@ def load_mnist(
         ValueError, FileNotFoundError: see ``find_mnist``.
     """
     device = torch.device(device) if device else pick_device()
-    folder = find_mnist(root)
-    name, (train, test) = ("MNIST", _read_files(folder)) if folder else ("digits", _load_digits())
+    folder, contents = _find(root)
+    name, (train, test) = ("MNIST", _read(contents)) if folder else ("digits", _load_digits())
     if validation:
         held_out = len(train[1]) // 6
         train, test = [t[:-held_out] for t in train], [t[-held_out:] for t in train]
@@ -122,20 +121,25 @@ def find_mnist(root: str | Path | None = None) -> Path | None:
         FileNotFoundError: a folder that was named does not hold MNIST; or some of the four files are there and others
             are missing (in ``data/``, only if they cannot be downloaded).
     """
+    return _find(root)[0]
+
+
+def _find(root: str | Path | None) -> tuple[Path | None, dict[str, bytes]]:
+    """Return what ``find_mnist`` returns, and what the four files hold."""
     asked = root or os.environ.get("MNIST_ROOT")
     if str(asked) == "digits":
-        return None
+        return None, {}
     if asked:
         places = [Path(asked).expanduser(), ROOT / asked]
         for folder in places:
-            if _contents(folder):
-                return folder
+            if contents := _contents(folder):
+                return folder, contents
         raise FileNotFoundError(_found_instead(asked, "root" if root else "MNIST_ROOT", places))
     folder = ROOT / "data"
     incomplete = None
     try:
-        if _contents(folder):
-            return folder
+        if contents := _contents(folder):
+            return folder, contents
     except FileNotFoundError as error:
         incomplete = error  # the course's own folder: download the whole set again
     try:
@@ -150,8 +154,8 @@ def find_mnist(root: str | Path | None = None) -> Path | None:
             f"MNIST {problem}: using the 1,797 digits of scikit-learn instead, which say nothing about MNIST. "
             "If you have the files, name their folder before: os.environ['MNIST_ROOT'] = 'folder'."
         )
-        return None
-    return folder
+        return None, {}
+    return folder, _contents(folder)
 
 
 def download(folder: Path, timeout: float = 6) -> None:
@@ -166,6 +170,8 @@ def download(folder: Path, timeout: float = 6) -> None:
         ConnectionError: no mirror answered, or what arrived was damaged.
         OSError: the disk is full, or the folder cannot be written to; this is tried first.
     """
+    import requests  # here: only a download needs it, and pooch loads it only then, too
+
     pooch.get_logger().setLevel("WARNING")  # its notes would stand on the notebook's page
     raw, reason = folder / "MNIST" / "raw", None
     if problem := why_not_writable(raw / "train-images-idx3-ubyte", sum(size for size, _, _ in MNIST_FILES.values())):
@@ -281,10 +287,9 @@ def _found_instead(asked: str | Path, name: str, places: list[Path]) -> str:
     )
 
 
-def _read_files(folder: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+def _read(contents: dict[str, bytes]) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """Return the images and labels of the training set, and of the test set."""
     # Not through torchvision.datasets.MNIST, which reads no packed files, and prefers what older versions have left.
-    contents = _contents(folder)
 
     def read(name: str, header: int) -> torch.Tensor:
         return torch.frombuffer(bytearray(contents[name]), dtype=torch.uint8, offset=header)

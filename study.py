@@ -29,9 +29,9 @@ def run_study(
     """Train every run that has no record yet, several at a time, and return the records of all, in the order given.
 
     Records are looked for where ``save_run`` writes them, and then among the course's own. On the digits these count
-    only if all of them are there: runs on MNIST are not mixed with others. A run is saved as soon as
-    it ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If
-    ``train`` lets ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
+    only if all of them are there: runs on MNIST are not mixed with others. A run is saved as soon as it ends; so a
+    study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets ``fit`` write
+    checkpoints, so do the runs that were in progress.) joblib does the work. Inside
     ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
     the workers of a cluster. They must be able to import the course's files and to find MNIST, and must share the
     folder of the results. In one process there is never more than one run at a time.
@@ -130,7 +130,7 @@ def _find(run: dict, folders: list[Path]) -> Path | None:
     return None
 
 
-def _clear_away(names: list[str], folder) -> None:
+def _clear_away(names: list[str], folder: Path) -> None:
     """Remove what a study that was killed while it wrote could not remove."""
     for name in names:
         for suffix in (".json.*.tmp", ".pt.*.tmp", ".checkpoint.*.tmp"):

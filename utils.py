@@ -294,13 +294,13 @@ def fit(
         OSError: the folder for results, in which the run is to be saved, cannot be written to.
         FloatingPointError: the loss is no longer a finite number.
     """
-    check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, augmentation, augmented_epochs)
+    rates = check_training(model, data, optimizer, epochs, batch_size, scheduler, loss, augmentation, augmented_epochs)
     torch.manual_seed(seed)
     device = data.train_images.device
     network = unwrapped(model).to(device)
     settings = {
         "batch_size": batch_size,
-        **training_settings(optimizer, scheduler, loss, epochs * math.ceil(len(data.train_labels) / batch_size)),
+        **training_settings(optimizer, scheduler, loss, rates),
         "augmentation": augmentation,
         "augmented_epochs": augmented_epochs,
         "ema_decay": ema_decay,
@@ -458,9 +458,8 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tu
     Raises:
         ValueError: images or labels are something else, or there are none.
     """
-    check_images(images)
     check_labels(labels, images)
-    logits = predict(model, images)
+    logits = predict(model, images)  # which checks the images
     return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).sum().item()
 
 
@@ -613,16 +612,15 @@ def _result(name: str, suffix: str) -> Path:
         files = [results_folder(data_name) / f"{name}{end}" for end in (".json", ".pt")]
         return [path for path in files if path.is_file()]
 
-    own, on_digits = found("MNIST"), found("digits")
-    folder = results_folder("MNIST") if own else RESULTS
-    if on_digits and (_digits_first(own, on_digits) or not (own or (RESULTS / f"{name}{suffix}").is_file())):
-        folder = results_folder("digits")
-    path = folder / f"{name}{suffix}"
+    own, on_digits, course = found("MNIST"), found("digits"), RESULTS / f"{name}{suffix}"
+    path = results_folder("MNIST") / f"{name}{suffix}" if own else course
+    if on_digits and (_digits_first(own, on_digits) or not (own or course.is_file())):
+        path = results_folder("digits") / f"{name}{suffix}"
     if not path.is_file():
         study = name.rpartition("/")[0] or name
         names = ", ".join(_names(study, suffix)) or "none at all"
         raise FileNotFoundError(f"no {path.name} in {_places(study)}; there are: {names}")
-    if path.resolve() != (RESULTS / f"{name}{suffix}").resolve():
+    if path.resolve() != course.resolve():
         print(f"{name} is your own run: {shown(path, ROOT)}")
     return path
 

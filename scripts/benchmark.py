@@ -33,8 +33,8 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from checkpoint import write_whole
 from fast import processor
+from files import write_whole
 from mnist import torchvision_root
 from model import Net8k, Net20k
 from utils import RESULTS, augment, evaluate, fit, load_mnist, normalize, predict

@@ -116,7 +116,7 @@ def test_arguments_that_make_no_sense_are_refused_in_a_sentence(few, wrong, comp
 def test_a_model_is_trained_once_so_that_its_record_counts_all_epochs(few, place):
     run, model = train(few)
     save_run(run, model)
-    stopped, optimizer, batches = Skeleton(), None, []
+    stopped, batches = Skeleton(), []
 
     def interrupted(logits, labels, images):
         batches.append(len(labels))
@@ -138,7 +138,7 @@ def test_a_model_is_trained_once_so_that_its_record_counts_all_epochs(few, place
     used.step()
     for again in (model, copy.deepcopy(model), stopped):
         with pytest.raises(ValueError, match="not trained before, got one that was, as 'few/short'"):
-            train(few, model=again, optimizer=optimizer)
+            train(few, model=again)
     with pytest.raises(ValueError, match="optimizer that has made no step"):
         train(few, model=by_hand, optimizer=used)
 
@@ -238,7 +238,7 @@ def test_a_schedule_for_the_whole_training_passes_and_is_as_it_was(few, name):
 
 
 @pytest.mark.parametrize("name", COLLAPSED)
-def test_a_rate_that_collapses_within_the_first_epoch_is_named(few, name, capsys):
+def test_a_rate_that_collapses_within_the_first_epoch_is_named(few, name):
     said = (
         rf"with {name} the learning rate collapses within the first epoch, from 0.05 .* every batch, 3 times an epoch"
     )

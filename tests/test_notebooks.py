@@ -180,19 +180,8 @@ def test_a_falsified_claim_fails_under_nbval(tmp_path):
     for name, cell in cells.items():
         notebook = nbformat.v4.new_notebook(cells=[first, cell], metadata=source.metadata)
         nbformat.write(notebook, tmp_path / f"test_{name}.ipynb")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--nbval",
-        "--nbval-current-env",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:randomly",
-        "-rfE",
-    ]
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-rfE"]
+    command += ["-p", "no:cacheprovider", "-p", "no:randomly"]
     done = subprocess.run([*command, "."], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     failed = set(re.findall(r"^FAILED .*test_(\w+)\.ipynb::", done.stdout, re.MULTILINE))
     assert failed == {"output", "target"} and "2 failed, 4 passed" in done.stdout, done.stdout

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import MultiStepLR, StepLR
 
 import utils
-from checkpoint import torch_bytes, write_whole
+from checkpoint import torch_bytes
+from files import write_whole
 from model import LeNet5, Net8k, Skeleton
 from utils import augment, check_target, evaluate, load_run, load_runs, load_weights, normalize, predict, save_run
 
@@ -187,16 +188,14 @@ def test_what_was_written_is_what_is_read_and_a_line_says_which_file_it_was(few,
     run, model = train(few)
     other = Skeleton(True, 0.1)
 
-    def written(name, at, seed, model=model, data="digits"):
-        record = json.dumps(run | {"name": name, "seed": seed, "data": data})
-        write_whole({at / f"{name}.pt": torch_bytes(model.state_dict()), at / f"{name}.json": record.encode()})
-
     def read(name="few/0"):
         weights = load_weights(Skeleton(True, 0.1), name)
         return load_run(name)["seed"], "its own" if same_weights(weights, model) else "another's"
 
     for name in ("few/0", "few/1"):
-        written(name, place / "course", 1, other, "MNIST")
+        record = json.dumps(run | {"name": name, "seed": 1, "data": "MNIST"})
+        weights = torch_bytes(other.state_dict())
+        write_whole({place / "course" / f"{name}.pt": weights, place / "course" / f"{name}.json": record.encode()})
     capsys.readouterr()
     assert read() == (1, "another's") and len(load_runs("few")) == 2 and capsys.readouterr().out == ""
     save_run(run | {"name": "few/0", "seed": 2}, model)  # of the same name, on the digits
