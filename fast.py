@@ -1,11 +1,17 @@
 """What makes training fast on a processor, at no cost but rounding (notebook 8), and what a run says of its machine."""
 
 import contextlib
+import math
+import os
 import platform
+import time
+import types
 from importlib.metadata import version
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+from tqdm import tqdm
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -33,25 +39,155 @@ def machine(device: torch.device) -> dict:
 
 
 @contextlib.contextmanager
+def free_cores(device: torch.device):
+    """Train with as many threads as find a free core: yields a function that looks, sets their number and returns it.
+
+    Threads wait for each other many times in a batch, so one that finds no free core holds up all of them. Nothing is
+    changed, and the function only returns the number, where somebody has chosen it: by ``torch.set_num_threads``, by
+    the environment variable ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS``, or by training on another device.
+    """
+    most = torch.get_num_threads()
+    chosen = most != _OFFERED or any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    used = most
+
+    def look() -> int:
+        nonlocal used
+        if not chosen and most > 1 and device.type == "cpu":
+            threads = _free(most)
+            torch.set_num_threads(threads)
+            if threads != used:
+                tqdm.write(f"The next epochs use {threads} of {most} threads, because of what other programs do.")
+            used = threads
+        return used
+
+    try:
+        yield look
+    finally:
+        torch.set_num_threads(most)
+
+
+def _free(most: int, *, seconds: float = 0.05, at_most_every: float = 2) -> int:
+    """Return for how many threads, 1 to ``most``, there is a free core. A look takes 0.05 s; its answer is kept."""
+    global _looked
+    if time.monotonic() - _looked[0] > at_most_every or _looked[1] != most:
+        torch.set_num_threads(most)
+        numbers = torch.ones(2**20)
+        numbers.sin()  # now the threads are there
+        work, started = time.process_time(), time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            numbers.sin()
+        cores = (time.process_time() - work) / (time.perf_counter() - started)
+        _looked = time.monotonic(), most, _free_cores(most, cores)
+    return _looked[2]
+
+
+def _free_cores(most: int, cores: float) -> int:
+    """Return how many of ``most`` cores are free, if as many threads got the work of so many ``cores`` done.
+
+    Cores are shared out evenly: beside n other busy programs, the threads get most² / (most + n) of them. That is
+    solved for n, which is left to the others. (A quarter of a core is allowed for what is always at work.)
+    """
+    free = 2 * most - most**2 / max(cores, 0.1)
+    return max(1, min(most, int(free + 0.25)))
+
+
+_OFFERED = torch.get_num_threads()  # PyTorch's own choice
+_looked = -math.inf, 0, 0  # the time of the last look, its ``most`` and what it found
+
+
+@contextlib.contextmanager
 def fast_order(model: nn.Module, device: torch.device):
     """On a processor, train with the channels of a pixel side by side in memory (channels_last).
 
-    BatchNorm layers of fewer than 16 channels are the exception. There, two threads write their sums into one cache
-    line (64 bytes) and wait for each other; so they get their maps, and their gradients, in the usual order.
+    BatchNorm layers of fewer than 16 channels are the exception. There, two threads of PyTorch's own write their sums
+    into one cache line (64 bytes) and wait for each other; see ``_batch_norm``.
     """
     if device.type != "cpu":
         yield
         return
     model.to(memory_format=torch.channels_last)
     narrow = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.num_features < 16]
-    hooks = [layer.register_forward_pre_hook(_before_batch_norm) for layer in narrow]
-    hooks += [layer.register_forward_hook(_after_batch_norm) for layer in narrow]
+    for layer in narrow:
+        layer.forward = types.MethodType(_batch_norm, layer)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for layer in narrow:
+            del layer.forward
         model.to(memory_format=torch.contiguous_format)
+
+
+def _batch_norm(layer: nn.BatchNorm2d, maps: torch.Tensor) -> torch.Tensor:
+    """Return what the layer's own ``forward`` returns: while it is trained, computed in another way."""
+    if not layer.training:
+        return nn.BatchNorm2d.forward(layer, maps)
+    plain = layer.affine and layer.running_mean is not None and layer.momentum is not None
+    if maps.dtype == torch.bfloat16 or maps.numel() < 200_000 or not plain:
+        maps = _Reorder.apply(maps, torch.channels_last, torch.contiguous_format)
+        return _Reorder.apply(nn.BatchNorm2d.forward(layer, maps), torch.contiguous_format, torch.channels_last)
+    maps, mean, variance = _Normalized.apply(maps, layer.weight, layer.bias, layer.eps)
+    with torch.no_grad():
+        count = maps.numel() / maps.shape[1]
+        layer.num_batches_tracked += 1
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_var.lerp_(variance * (count / (count - 1)), layer.momentum)
+    return maps
+
+
+class _Normalized(torch.autograd.Function):
+    """BatchNorm's formula, on maps in the order channels_last, and its gradient.
+
+    A row is all that belongs to an image. The sums go over whole rows first, which the processor does 16 numbers at a
+    time, and then over the pixels; and over 64 rows at a time, which stay in the processor's cache.
+
+    Source: Ioffe and Szegedy, "Batch normalization", 2015.
+    """
+
+    @staticmethod
+    def forward(context, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> tuple:
+        rows, channels = _rows(maps), maps.shape[1]
+        pixels = rows.shape[1] // channels
+        count = len(rows) * pixels
+        mean = _sum(rows, None, channels) / count
+        variance = (_sum(rows, rows, channels) / count - mean**2).clamp_min(0)
+        scale = weight / (variance + eps).sqrt()
+        normalized = torch.empty_like(maps, memory_format=torch.channels_last)
+        torch.addcmul((bias - mean * scale).repeat(pixels), rows, scale.repeat(pixels), out=_rows(normalized))
+        context.save_for_backward(maps, weight, mean, variance)
+        context.eps = eps
+        context.mark_non_differentiable(mean, variance)
+        return normalized, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient: torch.Tensor, *_):
+        maps, weight, mean, variance = context.saved_tensors
+        rows, gradients, channels = _rows(maps), _rows(gradient), maps.shape[1]
+        pixels = rows.shape[1] // channels
+        count = len(rows) * pixels
+        deviation = (variance + context.eps).sqrt()
+        of_bias = _sum(gradients, None, channels)
+        of_weight = (_sum(gradients, rows, channels) - mean * of_bias) / deviation
+        # Each number's gradient is a sum: its gradient behind the layer, times a, and itself, times b, and c.
+        a = weight / deviation
+        b = -a * of_weight / (deviation * count)
+        c = -a * of_bias / count - b * mean
+        a, b, c = (numbers.repeat(pixels) for numbers in (a, b, c))
+        before = torch.empty_like(maps, memory_format=torch.channels_last)
+        for part in zip(_rows(before).split(64), gradients.split(64), rows.split(64)):
+            torch.addcmul(c, part[1], a, out=part[0]).addcmul_(part[2], b)
+        return before, of_weight, of_bias, None
+
+
+def _rows(maps: torch.Tensor) -> torch.Tensor:
+    """Return maps ``(N, C, H, W)``, in the order channels_last, as rows ``(N, H × W × C)``: the same memory."""
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1)
+
+
+def _sum(rows: torch.Tensor, others: torch.Tensor | None, channels: int) -> torch.Tensor:
+    """Return the sum of the rows, or of their products with others, for each channel."""
+    parts = rows.split(64) if others is None else (a * b for a, b in zip(rows.split(64), others.split(64)))
+    return sum(part.sum(0) for part in parts).view(-1, channels).sum(0)
 
 
 class _Reorder(torch.autograd.Function):
@@ -65,11 +201,3 @@ class _Reorder(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient: torch.Tensor):
         return gradient.contiguous(memory_format=context.before), None, None
-
-
-def _before_batch_norm(layer: nn.Module, inputs: tuple):
-    return _Reorder.apply(inputs[0], torch.channels_last, torch.contiguous_format) if layer.training else None
-
-
-def _after_batch_norm(layer: nn.Module, inputs: tuple, maps: torch.Tensor):
-    return _Reorder.apply(maps, torch.contiguous_format, torch.channels_last) if layer.training else None

@@ -39,7 +39,7 @@ from checks import (
     training_settings,
     unwrapped,
 )
-from fast import fast_order, has_bfloat16, machine
+from fast import fast_order, free_cores, has_bfloat16, machine
 from files import shown, why_not_writable, write_whole
 from mnist import ROOT, Data
 from mnist import load_mnist as load_mnist  # for the notebooks
@@ -49,6 +49,7 @@ UNWRITABLE = (
     "results cannot be written to {0} ({1}). Make that possible, or let the environment variable MNIST_RESULTS name "
     "another folder, as in os.environ['MNIST_RESULTS'] = 'build'."
 )
+PROGRESS = ("history", "elapsed", "epoch_threads", "continued_after")  # of a record, in a checkpoint
 MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, scaled to 0..1
 
 # In a notebook, the page gets the course's figures, whatever MPLBACKEND or a personal configuration file asks for.
@@ -260,6 +261,9 @@ def fit(
 ) -> dict:
     """Train the model in place, printing a line after every epoch, and return the run's record.
 
+    On a processor, every epoch uses as many threads as find a free core (``fast.free_cores``, notebook 8), unless
+    ``OMP_NUM_THREADS`` or ``torch.set_num_threads`` says how many.
+
     Args:
         model: one that ``fit`` has not trained before; it maps ``(N, 1, 28, 28)`` normalised images to ``(N, 10)``
             logits. Moved to the data's device. (Of ``torch.compile(model)``, and the like, the network inside is kept.
@@ -279,9 +283,9 @@ def fit(
             on processors that compute in it themselves. Weights, loss and evaluation are in float32 in any case.
         checkpoint: write the state of the training to a file after every epoch, and continue from there if the same
             run (name, settings, starting weights and images) was stopped before. On the same processor, with as many
-            threads, the weights are then, bit for bit, those of a run that was not stopped. ``save_run`` removes the
-            file. Functions, such as ``loss`` or those of a ``LambdaLR``, are compared by their names at most: after
-            changing one, remove the file.
+            threads in each epoch, the weights are then, bit for bit, those of a run that was not stopped. ``save_run``
+            removes the file. Functions, such as ``loss`` or those of a ``LambdaLR``, are compared by their names at
+            most: after changing one, remove the file.
 
     Returns:
         The record: see ``save_run``.
@@ -313,17 +317,16 @@ def fit(
     batches = math.ceil(len(data.train_labels) / batch_size)
     # The bar shares one stream with the lines, so that a saved page shows the lines alone.
     bar = tqdm(total=epochs * batches, desc=name, unit="batch", mininterval=0.5, leave=False, file=sys.stdout)
-    with bar, fast_order(model, device):
+    with bar, fast_order(model, device), free_cores(device) as free_threads:
         average = Average(network, ema_decay) if ema_decay is not None else None
         if checkpoint:
             state = _checkpoint(run, data, network, optimizer, scheduler, average, bfloat16)
-            if progress := state.load():
-                _resume(run, progress, data)
-                started -= run["elapsed"][-1]
-                bar.update(len(run["elapsed"]) * batches)
+            started -= _resume(run, state.load(), data)
+            bar.update(len(run["elapsed"]) * batches)
         mark_trained(network, name, optimizer)
         added = {"loss_function": loss, "scheduler": scheduler, "average": average, "bfloat16": shortened, "bar": bar}
         for epoch in range(len(run["elapsed"]) + 1, epochs + 1):
+            run["epoch_threads"].append(free_threads())
             changes = augmentation if augmented_epochs is None or epoch <= augmented_epochs else None
             train_loss, train_accuracy = train_epoch(model, data, optimizer, batch_size, augmentation=changes, **added)
             tested = average.network(network) if average else model
@@ -332,7 +335,7 @@ def fit(
             run["elapsed"].append(round(time.perf_counter() - started, 2))
             _print_epoch(epoch, run["history"], data)
             if checkpoint:
-                state.save({key: run[key] for key in ("history", "elapsed", "continued_after") if key in run})
+                state.save({key: run[key] for key in PROGRESS if key in run})
         if average:
             network.load_state_dict(average.module.state_dict())
     run["seconds"] = round(time.perf_counter() - started, 1)
@@ -360,6 +363,7 @@ def _new_record(name: str, model: nn.Module, data: Data, epochs: int, seed: int,
         **machine(data.train_images.device),
         "precision": "bfloat16 autocast" if shortened else "float32",
         "seconds": 0.0,
+        "epoch_threads": [],
         "elapsed": [],
         "history": {"train_loss": [], "train_accuracy": [], "test_loss": [], "test_accuracy": []},
     }
@@ -378,8 +382,10 @@ def _checkpoint(run: dict, data: Data, model, optimizer, scheduler, average, bfl
     return Checkpoint(path, started_as, parts, data.train_images.device)
 
 
-def _resume(run: dict, progress: dict, data: Data) -> None:
-    """Put what a checkpoint says of earlier epochs into the record, and print their lines."""
+def _resume(run: dict, progress: dict | None, data: Data) -> float:
+    """Put what a checkpoint says of earlier epochs into the record, print their lines, and return their seconds."""
+    if not progress:
+        return 0.0
     run |= progress
     trained = len(run["elapsed"])
     for epoch in range(1, trained + 1):
@@ -390,6 +396,7 @@ def _resume(run: dict, progress: dict, data: Data) -> None:
         tqdm.write(f"{name} was stopped after epoch {trained} of {epochs}; it goes on from {name}.checkpoint.")
     else:
         tqdm.write(f"{name} was trained to its end, but not saved; here it is again, from {name}.checkpoint.")
+    return run["elapsed"][-1]
 
 
 def _append(history: dict, epoch: int, train_loss, train_accuracy, test_loss, test_accuracy) -> None:
@@ -475,9 +482,10 @@ def save_run(run: dict, model: nn.Module) -> None:
 
     The record's keys: ``name, model, parameters, epochs, seed, data, train_count, test_count`` (images; not in older
     records), ``evaluated_on, settings`` (the arguments, also of the optimizer and of the scheduler), ``device, threads,
-    precision, versions, seconds`` (training and evaluation), ``elapsed`` (the seconds since the start, at the end of
-    each epoch; not in older records), ``continued_after`` (the epochs after which the run was stopped and continued, if
-    it was), ``arguments`` (of runs by ``study.run_study``), and ``history``, a list with one value for every epoch of
+    precision, versions, seconds`` (training and evaluation), ``epoch_threads`` (how many
+    each epoch used: fewer on a busy machine) and ``elapsed`` (the seconds since the start, at the end of each epoch;
+    both not in older records), ``continued_after`` (the epochs after which the run was stopped and continued, if it
+    was), ``arguments`` (of runs by ``study.run_study``), and ``history``, a list with one value for every epoch of
     each of ``train_loss, train_accuracy`` (means over the epoch, while the weights still moved), ``test_loss`` and
     ``test_accuracy`` (after the epoch).
 
