@@ -3,8 +3,11 @@
 import os
 import shutil
 import tempfile
+import threading
+import time
 
 import pytest
+from pace import about, minutes_here
 
 from mnist import find_mnist
 
@@ -34,11 +37,75 @@ def pytest_configure(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # several programs with several threads wait for each other
         if _notebooks_run(config) and config.option.dist in ("load", "worksteal"):
             config.option.dist = "loadscope"  # all cells of a notebook go to one process
+    alone = not getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if _notebooks_run(config) and alone:
+        config.pluginmanager.register(Progress(folder is not None))
     config.stash[HEADER] = (
         "data: MNIST; with --nbval, notebooks are retrained and their outputs compared strictly"
         if folder
         else "data: scikit-learn's digits, MNIST is not here; with --nbval, notebooks are executed, NOTHING IS COMPARED"
     )
+
+
+class Progress:
+    """Says which notebook, or which test, has been at work for ten seconds, and about how long the rest will take."""
+
+    def __init__(self, on_mnist: bool):
+        self.on_mnist = on_mnist
+        self.name, self.since = "", time.monotonic()  # of the notebook, or "tests", at work
+        self.item, self.item_since = None, time.monotonic()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session):
+        self.screen = os.dup(1)  # before what a test writes is captured
+        names = [self._name(item) for item in session.items]
+        self.cells = {name: names.count(name) for name in names}  # in their order
+        self.minutes = {name: of for name, of in minutes_here().items() if name in self.cells} if self.on_mnist else {}
+        ended = threading.Event()
+        thread = threading.Thread(target=self._tell, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            return (yield)
+        finally:
+            ended.set()
+            thread.join()
+            os.close(self.screen)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        if (name := self._name(item)) != self.name:
+            self._finish()
+            self.name, self.since, self.number = name, time.monotonic(), 0
+            if name != "tests":
+                self._line(f"{name}{self._left()}")
+        self.number += 1
+        self.item, self.item_since = item, time.monotonic()
+
+    @staticmethod
+    def _name(item) -> str:
+        return item.path.stem if item.path.suffix == ".ipynb" else "tests"
+
+    def _finish(self) -> None:
+        """The pace of what has ended is that of the rest."""
+        if of := self.minutes.pop(self.name, 0):
+            pace = (time.monotonic() - self.since) / 60 / of
+            self.minutes = {name: pace * minutes for name, minutes in self.minutes.items()}
+
+    def _left(self) -> str:
+        if not self.minutes:
+            return ""
+        rest = sum(self.minutes.values()) - min(self.minutes.get(self.name, 0), (time.monotonic() - self.since) / 60)
+        return f": {about(self.minutes.get(self.name, 0))}; all that is left: {about(rest)}"
+
+    def _tell(self, ended: threading.Event) -> None:
+        while not ended.wait(10):
+            if self.item and (seconds := time.monotonic() - self.item_since) > 10:
+                what = f"{self.name}, cell {self.number} of {self.cells[self.name]}"
+                what = self.item.name if self.name == "tests" else what
+                self._line(f"{what}: at work for {seconds:.0f} s{self._left()}")
+
+    def _line(self, text: str) -> None:
+        os.write(self.screen, f"\n{text}\n".encode())
 
 
 def _notebooks_run(config) -> bool:

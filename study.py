@@ -77,9 +77,12 @@ def run_study(
         parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
     except ValueError:  # Ray's backend, among others, returns all results at the end: then the bar waits, too
         parallel = joblib.Parallel(n_jobs)
-    with tqdm(
-        total=len(runs), initial=len(runs) - len(tasks), desc=study, unit="run", leave=False, file=sys.stdout
-    ) as bar:
+    with (
+        tqdm(
+            total=len(runs), initial=len(runs) - len(tasks), desc=study, unit="run", leave=False, file=sys.stdout
+        ) as bar,
+        _moving(bar),
+    ):
         failures = []
         for failure in parallel(tasks):
             if failure:
@@ -98,6 +101,24 @@ def run_study(
     if len(set(data.values())) > 1:
         raise ValueError(f"expected records of runs on the same data, got {data}: delete those that do not belong here")
     return list(records.values())
+
+
+@contextlib.contextmanager
+def _moving(bar: tqdm, seconds: float = 1):
+    """Let the bar's clock go on while a run takes minutes."""
+    ended = threading.Event()
+
+    def move():
+        while not ended.wait(seconds):
+            bar.refresh()
+
+    thread = threading.Thread(target=move, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _paths(runs: list[dict], folder: Path) -> dict[str, Path | None]:
