@@ -95,14 +95,14 @@ class Progress:
         if not self.minutes:
             return ""
         rest = sum(self.minutes.values()) - min(self.minutes.get(self.name, 0), (time.monotonic() - self.since) / 60)
-        return f": {about(self.minutes.get(self.name, 0))}; all that is left: {about(rest)}"
+        return f" ({about(self.minutes.get(self.name, 0))} for all of it; left in all: {about(rest)})"
 
     def _tell(self, ended: threading.Event) -> None:
         while not ended.wait(10):
             if self.item and (seconds := time.monotonic() - self.item_since) > 10:
                 what = f"{self.name}, cell {self.number} of {self.cells[self.name]}"
                 what = self.item.name if self.name == "tests" else what
-                self._line(f"{what}: at work for {seconds:.0f} s{self._left()}")
+                self._line(f"{what}: {seconds:.0f} s so far{self._left()}")
 
     def _line(self, text: str) -> None:
         os.write(self.screen, f"\n{text}\n".encode())

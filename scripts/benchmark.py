@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py             every part: about two and a half hours on two processor cores
     python scripts/benchmark.py time_to_99  some parts (see PARTS); the other figures in the file stay
+    python scripts/benchmark.py busy        beside other programs, which it starts and ends: about five minutes
 
 What is compared is measured in turn in one process, a new one for each part, on a machine that does nothing else;
 figures are medians, and ``spread`` has the smallest and the largest. The usual loop is the one that notebook 8 shows:
@@ -12,12 +13,14 @@ import contextlib
 import io
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -25,18 +28,21 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import joblib
 import nbformat
 import psutil
 import torch
 import torch.nn.functional as F
+from pace import step_milliseconds
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from fast import processor
+from fast import has_bfloat16, processor
 from files import write_whole
 from mnist import torchvision_root
 from model import Net8k, Net20k
+from study import run_study
 from utils import RESULTS, augment, evaluate, fit, load_mnist, normalize, predict
 
 FILE = RESULTS / "speed.json"
@@ -106,9 +112,9 @@ def in_memory(network, batch_size: int, *, read_loss=False, bfloat16=True, compi
     return lambda: epoch_in_memory(used, optimizer, batch_size, read_loss=read_loss, bfloat16=bfloat16)
 
 
-def by_fit(network, batch_size: int):
+def by_fit(network, batch_size: int, **options):
     """Return a function that trains a new network for an epoch by the course's fit."""
-    settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}}
+    settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}} | options
 
     def train():
         model, optimizer = new_model(network)
@@ -198,6 +204,144 @@ def batch_norm() -> dict:
                 training()  # the first call of everything is slower
                 trainings[f"{channels} channels, {order}, threads: {threads}"] = training
     return {"batch_norm": {way: summary(seconds) for way, seconds in in_turn(trainings).items()}}
+
+
+# ------------------------------------------------- processors and formats ----
+
+
+def formats() -> dict:
+    """Time an epoch, test included, by the usual loop and by fit in both formats, on this processor: a row of its own.
+
+    The rows of other processors stay. ONEDNN_MAX_CPU_ISA=AVX2 with ATEN_CPU_CAPABILITY=avx2 makes this processor one
+    that knows neither AVX-512 nor bfloat16, as those of many laptops.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    shortened = [False, True] if has_bfloat16(device) and not limit else [False]
+    row = {"device": f"{processor().get('cpu_name') or platform.machine()}{limit and f', only {limit}'}"}
+    for network, batch_size in ((Net8k, 256), (Net20k, 64)):
+        trainings = {"the usual loop": usual(network, batch_size)}
+        for bfloat16 in shortened:
+            trainings["bfloat16" if bfloat16 else "float32"] = by_fit(network, batch_size, bfloat16=bfloat16)
+        seconds = in_turn(trainings)
+        first = seconds.pop("the usual loop")
+        row[network.__name__] = {
+            name: summary([a / b for a, b in zip(first, each)]) | {"seconds": statistics.median(each)}
+            for name, each in seconds.items()
+        }
+        row[network.__name__]["the usual loop"] = {"seconds": statistics.median(first)}
+    rows = json.loads(FILE.read_text(encoding="utf-8")).get("formats", [])
+    return {"formats": [*(other for other in rows if other["device"] != row["device"]), row]}
+
+
+# ------------------------------------------------------- a busy machine ----
+
+
+def short(network=Net8k, batch_size=64, train_count=6000, test_count=1000) -> dict:
+    """Train by fit for an epoch of so many images, twice, and return the seconds of both and the megabytes needed."""
+    import resource  # not on Windows
+
+    times = -(-train_count // len(data.train_labels))  # more images than there are: the same ones again
+    part = replace(
+        data,
+        train_images=data.train_images.repeat(times, 1, 1, 1)[:train_count].clone(),
+        train_labels=data.train_labels.repeat(times)[:train_count],
+        test_images=data.test_images[:test_count],
+        test_labels=data.test_labels[:test_count],
+    )
+    seconds = []
+    for number in range(3):  # the first one is slower: much is set up
+        model, optimizer = new_model(network)
+        settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}}
+        seconds.append(timed(fit, model, part, name=f"short{number}", optimizer=optimizer, **settings)[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds[1:], "megabytes": peak}
+
+
+def in_a_process(*arguments, **environment) -> dict:
+    """Call ``short`` in a process of its own: settings of threads are read once, and a peak of memory stays."""
+    asked = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
+    command = [sys.executable, __file__, "short", *map(str, arguments)]
+    done = subprocess.run(command, env=asked | environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def busy() -> dict:
+    """Time a tenth of an epoch of Net8k beside 0, 1 and 3 programs that only compute, by how the threads wait."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    ways = {
+        "PyTorch's default": threads,
+        "OMP_WAIT_POLICY=PASSIVE": threads | {"OMP_WAIT_POLICY": "PASSIVE"},
+        "GOMP_SPINCOUNT=1000": threads | {"GOMP_SPINCOUNT": "1000"},
+        "one thread": {"OMP_NUM_THREADS": "1"},
+        "fit chooses": {},
+    }
+    table = {}
+    for programs in (0, 1, 3):
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+        try:
+            seconds = {way: [] for way in ways}
+            for _ in range(2):
+                for way, environment in ways.items():
+                    seconds[way] += in_a_process(**environment)["seconds"]
+                    print(f"{programs} other programs, {way:24} {seconds[way][-1]:6.2f} s", flush=True)
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+        table[str(programs)] = {way: summary(each) for way, each in seconds.items()}
+    medians = {load: {way: of["median"] for way, of in ways.items()} for load, ways in table.items()}
+    ratios = {load: of["fit chooses"] / of["one thread"] for load, of in medians.items()}
+    idle = medians["0"]["fit chooses"] / medians["0"]["PyTorch's default"]
+    return {"busy": table, "busy_ratio": ratios, "idle_ratio": idle}
+
+
+# ----------------------------------------------------------- what it costs ----
+
+
+def cost() -> dict:
+    """Time and memory by network, batch size and number of images; and runs side by side, here and on two workers."""
+    results = {"networks": {}, "batch_sizes": {}, "images": {}}
+    for name in ("NetTiny", "Net8k", "Best8k", "Net20k", "Best20k", "NetFast", "LeNet5"):
+        results["networks"][name] = in_a_process(name)
+    for batch_size in (16, 64, 256, 1024):
+        results["batch_sizes"][str(batch_size)] = in_a_process("Net8k", batch_size)
+    for count in (7_500, 15_000, 30_000, 60_000, 120_000):
+        results["images"][str(count)] = in_a_process("Net8k", 256, count)
+    for rows in results.values():
+        for row in rows.values():
+            row["seconds"] = statistics.mean(row["seconds"])
+    print(json.dumps(results, indent=1), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MNIST_RESULTS"] = folder
+        return {"cost": results | {"study": side_by_side()}}
+
+
+def run_of_an_epoch(name: str, seed: int) -> tuple[dict, nn.Module]:
+    """One run of a study: an epoch of Net8k on all images, one thread."""
+    images = load_mnist()
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model = Net8k()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    return fit(model, images, name=name, optimizer=optimizer, epochs=1, batch_size=64, seed=seed), model
+
+
+def side_by_side(count: int = 6) -> dict:
+    """Time so many runs one after the other, two at a time, and on a Dask cluster of two workers, which stand ready."""
+    from dask.distributed import Client
+
+    def seconds_of(label: str, n_jobs: int, warm_up: int) -> float:
+        for part, number in (("ready", warm_up), (label, count)):  # first a run on each worker, which imports PyTorch
+            runs = [{"name": f"{part}-{label}/run{seed}", "seed": seed} for seed in range(number)]
+            _, seconds = timed(run_study, f"{part}-{label}", run_of_an_epoch, runs, n_jobs)
+        print(f"{count} runs, {label}: {seconds:.1f} s", flush=True)
+        return seconds
+
+    measured = {"one at a time": seconds_of("one", 1, 1), "two at a time": seconds_of("two", 2, 2)}
+    client = Client(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+    with client, joblib.parallel_config(backend="dask"):
+        measured["Dask, two workers"] = seconds_of("dask", -1, 2)
+    return {"runs": count, "epochs": 1, "seconds": measured}
 
 
 # --------------------------------------------------------- time to 99.4 ----
@@ -414,6 +558,7 @@ def tests() -> dict:
     """Time the whole test suite, and each notebook in it."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
+        pace = statistics.median(step_milliseconds() for _ in range(5))
         started = time.perf_counter()
         if suite(f"--junitxml={report}").wait():
             raise SystemExit("Tests failed: their time is not written.")
@@ -423,7 +568,7 @@ def tests() -> dict:
             for name in by_notebook:
                 if f"{name}.ipynb" in case.get("classname"):
                     by_notebook[name] += float(case.get("time")) / 60
-    return {"nbval_minutes": minutes, "notebook_minutes": by_notebook}
+    return {"nbval_minutes": minutes, "notebook_minutes": by_notebook, "step_milliseconds": pace}
 
 
 def memory() -> dict:
@@ -466,6 +611,9 @@ PARTS = {
     "epochs": epochs,
     "compilation": compilation,
     "batch_norm": batch_norm,
+    "formats": formats,
+    "busy": busy,
+    "cost": cost,
     "time_to_99_4": time_to_99_4,
     "time_to_99": time_to_99,
     "accuracy": accuracy,
@@ -489,6 +637,9 @@ def table(speed: dict) -> str:
     lines = (
         ("an epoch of Net8k: times faster", epoch.get("Net8k"), "at least 2.0"),
         ("an epoch of Net20k: times faster", epoch.get("Net20k"), "at least 1.7"),
+        ("beside 1 program: times one thread's time", speed.get("busy_ratio", {}).get("1"), "at most 1.5"),
+        ("beside 3 programs", speed.get("busy_ratio", {}).get("3"), "at most 1.5"),
+        ("alone: times the time of all threads", speed.get("idle_ratio"), "at most 1.1"),
         ("Net8k to 99.4 %: times faster", speed.get("time_to_99_4_ratio"), "at least 4"),
         ("to 99 %: share of train_mnist_fast's time", speed.get("time_to_99_share"), "at most 0.6"),
         ("    mean accuracy there, ten seeds, %", to_99.get("mean_accuracy"), "at least 99.0"),
@@ -500,6 +651,15 @@ def table(speed: dict) -> str:
 
 if __name__ == "__main__":
     parts = sys.argv[1:] or list(PARTS)
+    if parts[0] == "short":
+        import model as models
+
+        data, device = load_mnist(), torch.device("cpu")
+        os.environ["MNIST_RESULTS"] = tempfile.gettempdir()
+        _, *arguments = parts
+        network = [getattr(models, name) for name in arguments[:1]]
+        print(json.dumps(short(*network, *map(int, arguments[1:]))))
+        raise SystemExit
     if unknown := set(parts) - set(PARTS):
         raise SystemExit(f"No such part: {', '.join(unknown)}; there are: {', '.join(PARTS)}.")
     if len(parts) > 1:  # each in a process of its own, so that none finds the memory that another one left behind

@@ -80,7 +80,21 @@ def course() -> str:
     return "\n".join(lines) + f"\n\nMinutes on two processor cores ({machine}).\n"
 
 
-TABLES = {"results": results, "course": course}
+def speed() -> str:
+    """Return the table of how many times faster than the usual loop an epoch is, by processor and number format."""
+    measured = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    ladder = {network: {"bfloat16": ratio} for network, ratio in measured["spread"]["epoch_ratio"].items()}
+    rows = [ladder | {"device": measured["machine"]["epochs"]["processor"]}, *measured["formats"]]
+    lines = ["| processor, two cores | format | `Net8k` | `Net20k` |", "|---|---|---|---|"]
+    for row in rows:
+        for number_format in ("bfloat16", "float32"):
+            if number_format in row["Net8k"]:
+                ratios = (f"{row[network][number_format]['median']:.2f}" for network in ("Net8k", "Net20k"))
+                lines.append(f"| {row['device']} | {number_format} | {' | '.join(ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"results": results, "course": course, "speed": speed}
 
 
 def section(name: str) -> re.Match:

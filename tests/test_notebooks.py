@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from base64 import b64decode
 from functools import partial
 from io import BytesIO
 
 import nbformat
 import numpy as np
+import pace
 import pytest
 from address import NOTEBOOKS
 from PIL import Image
@@ -154,6 +156,7 @@ def test_neither_a_shell_s_settings_nor_another_order_of_the_cells_change_a_page
             [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n11_your_turn\n" in done.stdout  # which notebook is at work
     before, after = (nbformat.read(file, as_version=4) for file in (path, tmp_path / "page.ipynb"))
     figures = [
         [
@@ -165,6 +168,40 @@ def test_neither_a_shell_s_settings_nor_another_order_of_the_cells_change_a_page
         for of in (before, after)
     ]
     assert figures[0] == figures[1] and len(figures[0]) == 3
+
+
+@pytest.mark.slow
+def test_a_page_is_made_aloud(tmp_path):
+    """What a cell prints is shown at once; a cell that fails is named, and the page shows what was there before it."""
+    cells = [
+        nbformat.v4.new_markdown_cell("## Try\nand see"),
+        nbformat.v4.new_code_cell("import time\nprint('early', flush=True)\ntime.sleep(5)\nprint('a bar\\rlate')"),
+        nbformat.v4.new_code_cell("1 / 0"),
+    ]
+    path = tmp_path / "test_aloud.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    command = [sys.executable, ROOT / "scripts" / "page.py", path]
+    environment = os.environ | {"MNIST_ROOT": "digits", "MNIST_RESULTS": str(tmp_path)}
+    page, arrived = ROOT / "build" / "test_aloud.html", {}
+    try:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as running:
+            for line in running.stdout:
+                arrived[line.strip().rpartition("\r")[2]] = time.monotonic()
+            complaint = running.stderr.read()
+        html = page.read_text(encoding="utf-8")
+    finally:
+        page.unlink(missing_ok=True)
+    assert arrived["late"] - arrived["early"] > 4 and list(arrived).index("## Try") < list(arrived).index("early")
+    assert running.returncode == 1 and "ZeroDivisionError" in complaint
+    assert "late" in html and "a bar\r" not in html and "ZeroDivisionError" in html
+
+
+def test_times_are_told_for_every_notebook():
+    minutes = pace.minutes_here()
+    assert set(minutes) == {path.stem for path in NOTEBOOKS} | {"tests"} and min(minutes.values()) > 0
+    assert [pace.about(of) for of in (0.3, 1.2, 4.6)] == ["less than a minute", "about a minute", "about 5 minutes"]
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """Studies: several runs at a time, and what is left of them when they are killed."""
 
+import io
 import json
 import multiprocessing.forkserver
 import os
 import random
+import time
 from functools import partial
 
 import helpers
@@ -12,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from study import run_study, tqdm
+from study import _moving, run_study, tqdm
 from utils import load_mnist, save_run
 
 RUNS = [{"name": f"few/{n}", "seed": n, "lr": 0.05, "epochs": 2, "ema_decay": 0.8} for n in range(6)]
@@ -107,6 +109,13 @@ def test_a_run_that_fails_does_not_stop_the_others_and_the_bar_shows_those_left(
         run_study("few", lambda **run: train(**run | ({"name": "few/a"} if run["seed"] == 2 else {})), runs, n_jobs=1)
     assert sorted(path.name for path in place.rglob("*.json")) == ["0.json", "3.json"]
     assert "few:  25%" in (printed := capsys.readouterr().out) and "1/4 [00:00<?, ?run/s]" in printed
+
+
+def test_the_bar_moves_while_a_run_takes_long():
+    with tqdm(total=2, file=(screen := io.StringIO()), disable=False) as bar, _moving(bar, seconds=0.02):
+        before = screen.tell()
+        time.sleep(0.5)
+        assert screen.tell() > before
 
 
 def test_runs_in_one_process_wait_for_each_other_for_threads_would_share_random_numbers(place, monkeypatch):
