@@ -1,5 +1,6 @@
 """What `pytest` and `pytest --nbval` run on, and where the runs that they train are written."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ def pytest_configure(config):
         if _notebooks_run(config) and config.option.dist in ("load", "worksteal"):
             config.option.dist = "loadscope"  # all cells of a notebook go to one process
     alone = not getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    alone = alone and not config.option.collectonly and not config.option.usepdb
     if _notebooks_run(config) and alone:
         config.pluginmanager.register(Progress(folder is not None))
     config.stash[HEADER] = (
@@ -54,6 +56,7 @@ class Progress:
         self.on_mnist = on_mnist
         self.name, self.since = "", time.monotonic()  # of the notebook, or "tests", at work
         self.item, self.item_since = None, time.monotonic()
+        self.taken = self.expected = 0.0  # minutes, of what has ended
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session):
@@ -86,16 +89,16 @@ class Progress:
         return item.path.stem if item.path.suffix == ".ipynb" else "tests"
 
     def _finish(self) -> None:
-        """The pace of what has ended is that of the rest."""
         if of := self.minutes.pop(self.name, 0):
-            pace = (time.monotonic() - self.since) / 60 / of
-            self.minutes = {name: pace * minutes for name, minutes in self.minutes.items()}
+            self.taken, self.expected = self.taken + (time.monotonic() - self.since) / 60, self.expected + of
 
     def _left(self) -> str:
-        if not self.minutes:
+        if self.name not in self.minutes:
             return ""
-        rest = sum(self.minutes.values()) - min(self.minutes.get(self.name, 0), (time.monotonic() - self.since) / 60)
-        return f" ({about(self.minutes.get(self.name, 0))} for all of it; left in all: {about(rest)})"
+        pace = self.taken / self.expected if self.expected > 0.5 else 1  # what has ended tells how long the rest takes
+        this, rest = pace * self.minutes[self.name], pace * sum(self.minutes.values())
+        rest -= min(this, (time.monotonic() - self.since) / 60)
+        return f" ({about(this)} for all of it; left in all: {about(rest)})"
 
     def _tell(self, ended: threading.Event) -> None:
         while not ended.wait(10):
@@ -105,7 +108,8 @@ class Progress:
                 self._line(f"{what}: {seconds:.0f} s so far{self._left()}")
 
     def _line(self, text: str) -> None:
-        os.write(self.screen, f"\n{text}\n".encode())
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(self.screen, f"\n{text}\n".encode())
 
 
 def _notebooks_run(config) -> bool:

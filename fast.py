@@ -39,24 +39,27 @@ def machine(device: torch.device) -> dict:
 
 
 @contextlib.contextmanager
-def free_cores(device: torch.device):
+def free_cores(device: torch.device, *, tell: bool = True):
     """Train with as many threads as find a free core: yields a function that looks, sets their number and returns it.
 
-    Threads wait for each other many times in a batch, so one that finds no free core holds up all of them. Nothing is
-    changed, and the function only returns the number, where somebody has chosen it: by ``torch.set_num_threads``, by
-    the environment variable ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS``, or by training on another device.
+    Threads wait for each other many times in a batch, so one that finds no free core holds up all of them. The number
+    is left as it is, and only returned, if the environment variable ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` names
+    one, if ``torch.set_num_threads`` has set another one than PyTorch's own, or if another device trains.
+
+    Args:
+        device: the one that trains.
+        tell: print a line when the number changes.
     """
-    most = torch.get_num_threads()
-    chosen = most != _OFFERED or any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
-    used = most
+    most = used = torch.get_num_threads()
+    chosen = most != OFFERED or any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
 
     def look() -> int:
         nonlocal used
         if not chosen and most > 1 and device.type == "cpu":
-            threads = _free(most)
+            threads = _look(most)
             torch.set_num_threads(threads)
-            if threads != used:
-                tqdm.write(f"The next epochs use {threads} of {most} threads, because of what other programs do.")
+            if tell and threads != used:
+                tqdm.write(f"From here on {threads} of {most} threads, because of what other programs do.")
             used = threads
         return used
 
@@ -66,47 +69,51 @@ def free_cores(device: torch.device):
         torch.set_num_threads(most)
 
 
-def _free(most: int, *, seconds: float = 0.05, at_most_every: float = 2) -> int:
-    """Return for how many threads, 1 to ``most``, there is a free core. A look takes 0.05 s; its answer is kept."""
-    global _looked
-    if time.monotonic() - _looked[0] > at_most_every or _looked[1] != most:
+def _look(most: int) -> int:
+    """Return for how many of ``most`` threads there is a free core: measured, or what was measured in the last 2 s."""
+    global _seen
+    if time.monotonic() - _seen[0] > 2 or _seen[1] != most:
         torch.set_num_threads(most)
-        numbers = torch.ones(2**20)
+        numbers = torch.ones(2**22)
         numbers.sin()  # now the threads are there
+        seconds = 0.5 if os.name == "nt" else 0.05  # Windows counts processor time in steps of 0.016 s
         work, started = time.process_time(), time.perf_counter()
         while time.perf_counter() - started < seconds:
             numbers.sin()
         cores = (time.process_time() - work) / (time.perf_counter() - started)
-        _looked = time.monotonic(), most, _free_cores(most, cores)
-    return _looked[2]
+        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or most
+        _seen = time.monotonic(), most, _left(most, cores, max(most, there))
+    return _seen[2]
 
 
-def _free_cores(most: int, cores: float) -> int:
-    """Return how many of ``most`` cores are free, if as many threads got the work of so many ``cores`` done.
+def _left(most: int, cores: float, there: int) -> int:
+    """Return how many of the cores that are there are left to us, 1 to ``most``.
 
-    Cores are shared out evenly: beside n other busy programs, the threads get most² / (most + n) of them. That is
-    solved for n, which is left to the others. (A quarter of a core is allowed for what is always at work.)
+    ``cores``: the processor time that ``most`` threads got, in seconds a second. It is shared out evenly: beside n
+    other busy programs, on fewer cores than are wanted, they get there × most / (most + n). That is solved for n, which
+    is left to the others; a quarter of a core is allowed for what is always at work.
     """
-    free = 2 * most - most**2 / max(cores, 0.1)
+    free = there - (there * most / max(cores, 0.1) - most) if cores < most else most
     return max(1, min(most, int(free + 0.25)))
 
 
-_OFFERED = torch.get_num_threads()  # PyTorch's own choice
-_looked = -math.inf, 0, 0  # the time of the last look, its ``most`` and what it found
+OFFERED = torch.get_num_threads()  # PyTorch's own choice
+_seen = -math.inf, 0, 0  # the time of the last look, its ``most``, and what was left
 
 
 @contextlib.contextmanager
 def fast_order(model: nn.Module, device: torch.device):
     """On a processor, train with the channels of a pixel side by side in memory (channels_last).
 
-    BatchNorm layers of fewer than 16 channels are the exception. There, two threads of PyTorch's own write their sums
-    into one cache line (64 bytes) and wait for each other; see ``_batch_norm``.
+    BatchNorm of fewer than 16 channels is computed in another way, see ``_batch_norm``: there, two threads of PyTorch's
+    own write their sums into one cache line (64 bytes) and wait for each other.
     """
     if device.type != "cpu":
         yield
         return
     model.to(memory_format=torch.channels_last)
-    narrow = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.num_features < 16]
+    narrow = [layer for layer in model.modules() if type(layer) is nn.BatchNorm2d and layer.num_features < 16]
+    narrow = [layer for layer in narrow if "forward" not in vars(layer)]
     for layer in narrow:
         layer.forward = types.MethodType(_batch_norm, layer)
     try:
@@ -118,11 +125,16 @@ def fast_order(model: nn.Module, device: torch.device):
 
 
 def _batch_norm(layer: nn.BatchNorm2d, maps: torch.Tensor) -> torch.Tensor:
-    """Return what the layer's own ``forward`` returns: while it is trained, computed in another way."""
+    """Return what the layer's own ``forward`` returns; while it is trained, computed in one of two other ways.
+
+    Large maps in float32: by ``_Normalized``. Others: by PyTorch, in the usual order, and back. (Sums in bfloat16 would
+    be too coarse for the first way, and with small maps its many small operations take longer than the reordering.)
+    """
     if not layer.training:
         return nn.BatchNorm2d.forward(layer, maps)
-    plain = layer.affine and layer.running_mean is not None and layer.momentum is not None
-    if maps.dtype == torch.bfloat16 or maps.numel() < 200_000 or not plain:
+    usual = layer.affine and layer.running_mean is not None and layer.momentum is not None
+    exact = maps.dtype in (torch.float32, torch.float64) and layer.affine and maps.dtype == layer.weight.dtype
+    if not usual or not exact or maps.numel() < 200_000:
         maps = _Reorder.apply(maps, torch.channels_last, torch.contiguous_format)
         return _Reorder.apply(nn.BatchNorm2d.forward(layer, maps), torch.contiguous_format, torch.channels_last)
     maps, mean, variance = _Normalized.apply(maps, layer.weight, layer.bias, layer.eps)
@@ -138,7 +150,9 @@ class _Normalized(torch.autograd.Function):
     """BatchNorm's formula, on maps in the order channels_last, and its gradient.
 
     A row is all that belongs to an image. The sums go over whole rows first, which the processor does 16 numbers at a
-    time, and then over the pixels; and over 64 rows at a time, which stay in the processor's cache.
+    time, and then over the pixels; and over 64 rows at a time, which stay in the processor's cache. The variance is the
+    mean of the squares less the square of the mean: exact enough as long as a channel's mean is less than some hundred
+    times its standard deviation. The gradient has no gradient of its own (``create_graph=True`` raises an error).
 
     Source: Ioffe and Szegedy, "Batch normalization", 2015.
     """

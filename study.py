@@ -36,6 +36,10 @@ def run_study(
     the workers of a cluster. They must be able to import the course's files and to find MNIST, and must share the
     folder of the results. In one process there is never more than one run at a time.
 
+    Dask's own settings make each run twice as slow (they let workers give memory back at once). Before a cluster is
+    started on this machine: ``dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}})``;
+    elsewhere, start the workers without ``MALLOC_TRIM_THRESHOLD_`` in their environment. (Notebook 8 has the times.)
+
     Args:
         study: the folder of the records.
         train: called as ``train(**run)``, most often in another process, so that it loads the data itself, by
@@ -104,7 +108,7 @@ def run_study(
 
 
 @contextlib.contextmanager
-def _moving(bar: tqdm, seconds: float = 1):
+def _moving(bar: tqdm, seconds: float = 5):
     """Let the bar's clock go on while a run takes minutes."""
     ended = threading.Event()
 

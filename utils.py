@@ -261,8 +261,8 @@ def fit(
 ) -> dict:
     """Train the model in place, printing a line after every epoch, and return the run's record.
 
-    On a processor, every epoch uses as many threads as find a free core (``fast.free_cores``, notebook 8), unless
-    ``OMP_NUM_THREADS`` or ``torch.set_num_threads`` says how many.
+    On a processor, every epoch uses as many threads as find a free core (``fast.free_cores``, notebook 8), unless the
+    environment variable ``OMP_NUM_THREADS``, or ``torch.set_num_threads``, says how many.
 
     Args:
         model: one that ``fit`` has not trained before; it maps ``(N, 1, 28, 28)`` normalised images to ``(N, 10)``

@@ -4,7 +4,8 @@
     python scripts/benchmark.py time_to_99  some parts (see PARTS); the other figures in the file stay
     python scripts/benchmark.py busy        beside other programs, which it starts and ends: about five minutes
 
-What is compared is measured in turn in one process, a new one for each part, on a machine that does nothing else;
+What is compared is measured in turn in one process, a new one for each part, on a machine that does nothing else
+(`busy` gives it something to do, in processes of its own, because settings of threads are read once);
 figures are medians, and ``spread`` has the smallest and the largest. The usual loop is the one that notebook 8 shows:
 its cells are run here. Afterwards, write README's tables again (python scripts/readme.py) and execute notebook 8 again.
 """
@@ -49,6 +50,7 @@ FILE = RESULTS / "speed.json"
 REPETITIONS = 3
 SEEDS = range(3)  # wherever a full training is repeated
 SHORT_SEEDS = range(10)  # of the trainings that take seconds
+DASK = {"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}}  # without MALLOC_TRIM_THRESHOLD_: see run_study
 
 
 def timed(function, *args, **kwargs):
@@ -184,28 +186,6 @@ def compilation() -> dict:
     return {"compilation": results}
 
 
-def batch_norm() -> dict:
-    """Time BatchNorm's forward and backward pass of 500 batches, by channels, order in memory and number of threads."""
-    orders = {"usual order": torch.contiguous_format, "channels_last": torch.channels_last}
-    trainings = {}
-
-    def train(layer: nn.Module, maps: torch.Tensor, threads: int) -> None:
-        torch.set_num_threads(threads)
-        for _ in range(500):
-            layer(maps).backward(maps)
-            maps.grad = None
-
-    for channels in (8, 16):
-        for order, memory_format in orders.items():
-            torch.manual_seed(0)
-            maps = torch.randn(64, channels, 26, 26, dtype=torch.bfloat16).to(memory_format=memory_format)
-            for threads in (1, 2):
-                training = partial(train, nn.BatchNorm2d(channels), maps.detach().requires_grad_(), threads)
-                training()  # the first call of everything is slower
-                trainings[f"{channels} channels, {order}, threads: {threads}"] = training
-    return {"batch_norm": {way: summary(seconds) for way, seconds in in_turn(trainings).items()}}
-
-
 # ------------------------------------------------- processors and formats ----
 
 
@@ -237,7 +217,7 @@ def formats() -> dict:
 
 
 def short(network=Net8k, batch_size=64, train_count=6000, test_count=1000) -> dict:
-    """Train by fit for an epoch of so many images, twice, and return the seconds of both and the megabytes needed."""
+    """Train by fit, three times, for an epoch of so many images; return the seconds of the last two, and megabytes."""
     import resource  # not on Windows
 
     times = -(-train_count // len(data.train_labels))  # more images than there are: the same ones again
@@ -299,7 +279,7 @@ def busy() -> dict:
 
 
 def cost() -> dict:
-    """Time and memory by network, batch size and number of images; and runs side by side, here and on two workers."""
+    """Time and memory by network, batch size and number of images."""
     results = {"networks": {}, "batch_sizes": {}, "images": {}}
     for name in ("NetTiny", "Net8k", "Best8k", "Net20k", "Best20k", "NetFast", "LeNet5"):
         results["networks"][name] = in_a_process(name)
@@ -311,9 +291,7 @@ def cost() -> dict:
         for row in rows.values():
             row["seconds"] = statistics.mean(row["seconds"])
     print(json.dumps(results, indent=1), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MNIST_RESULTS"] = folder
-        return {"cost": results | {"study": side_by_side()}}
+    return {"cost": results}
 
 
 def run_of_an_epoch(name: str, seed: int) -> tuple[dict, nn.Module]:
@@ -326,22 +304,29 @@ def run_of_an_epoch(name: str, seed: int) -> tuple[dict, nn.Module]:
     return fit(model, images, name=name, optimizer=optimizer, epochs=1, batch_size=64, seed=seed), model
 
 
-def side_by_side(count: int = 6) -> dict:
-    """Time so many runs one after the other, two at a time, and on a Dask cluster of two workers, which stand ready."""
+def study(count: int = 4) -> dict:
+    """Time so many runs one after the other, two at a time, and on Dask clusters of two workers, which stand ready."""
+    import dask
     from dask.distributed import Client
 
     def seconds_of(label: str, n_jobs: int, warm_up: int) -> float:
-        for part, number in (("ready", warm_up), (label, count)):  # first a run on each worker, which imports PyTorch
-            runs = [{"name": f"{part}-{label}/run{seed}", "seed": seed} for seed in range(number)]
-            _, seconds = timed(run_study, f"{part}-{label}", run_of_an_epoch, runs, n_jobs)
+        for part, number in (("ready", warm_up), ("timed", count)):  # first a run on each worker, which imports PyTorch
+            folder = f"{part}-{label.replace(' ', '-')}"
+            runs = [{"name": f"{folder}/run{seed}", "seed": seed} for seed in range(number)]
+            _, seconds = timed(run_study, folder, run_of_an_epoch, runs, n_jobs)
         print(f"{count} runs, {label}: {seconds:.1f} s", flush=True)
         return seconds
 
-    measured = {"one at a time": seconds_of("one", 1, 1), "two at a time": seconds_of("two", 2, 2)}
-    client = Client(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
-    with client, joblib.parallel_config(backend="dask"):
-        measured["Dask, two workers"] = seconds_of("dask", -1, 2)
-    return {"runs": count, "epochs": 1, "seconds": measured}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MNIST_RESULTS"] = folder
+        measured = {"one at a time": seconds_of("one", 1, 1), "two at a time": seconds_of("two", 2, 2)}
+        for label, settings in {"Dask as it is": {}, "Dask as set here": DASK}.items():
+            dask.config.set(settings)
+            os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # which an earlier cluster sets for all later processes
+            client = Client(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+            with client, joblib.parallel_config(backend="dask"):
+                measured[label] = seconds_of(label, -1, 2)
+    return {"study": {"runs": count, "epochs": 1, "seconds": measured}}
 
 
 # --------------------------------------------------------- time to 99.4 ----
@@ -610,10 +595,10 @@ def memory() -> dict:
 PARTS = {
     "epochs": epochs,
     "compilation": compilation,
-    "batch_norm": batch_norm,
     "formats": formats,
     "busy": busy,
     "cost": cost,
+    "study": study,
     "time_to_99_4": time_to_99_4,
     "time_to_99": time_to_99,
     "accuracy": accuracy,

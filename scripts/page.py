@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import nbformat
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 from pace import about, minutes_here
@@ -37,15 +37,9 @@ def show_heading(cell, cell_index):
         print(f"\n{cell.source.splitlines()[0]}", flush=True)
 
 
-def without_bars(cell, cell_index, execute_reply):
-    """Keep, of every line that a cell wrote over, what is there in the end: no progress bar."""
-    for output in cell.outputs:
-        if output.output_type == "stream":
-            output.text = "\n".join(line.rsplit("\r", 1)[-1] for line in output.text.split("\n"))
-
-
 def main(path: Path) -> int:
     os.environ.setdefault("MNIST_RESULTS", "build")
+    sys.stdout.reconfigure(errors="replace")  # a file on Windows may not know every sign
     if not sys.stdout.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # in a file, a progress bar would be written over and over
     notebook = nbformat.read(path, as_version=4)
@@ -53,16 +47,16 @@ def main(path: Path) -> int:
         folder = find_mnist()  # downloads it, with a bar
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
-    if folder:
-        os.environ["MNIST_ROOT"] = str(folder.resolve())  # the notebook need not search again
+    os.environ["MNIST_ROOT"] = str(folder.resolve()) if folder else "digits"  # the notebook need not search again
     takes = minutes_here().get(path.stem) if folder else None
     print(f"{path.name} takes {about(takes)} here." if takes else f"{path.name} is executed.", flush=True)
     started = time.perf_counter()
-    run = Aloud(timeout=None, on_cell_start=show_heading, on_cell_executed=without_bars)
+    # What a cell writes over, such as a progress bar, is on the screen only, and not on the page.
+    run = Aloud(timeout=None, on_cell_start=show_heading, coalesce_streams=True)
     resources, failure = {"metadata": {"name": path.stem, "path": str(path.parent)}}, None
     try:
         run.preprocess(notebook, resources)
-    except CellExecutionError as error:
+    except (CellExecutionError, DeadKernelError, KeyboardInterrupt) as error:
         failure = error
     page, _ = HTMLExporter().from_notebook_node(notebook, resources)
     target = ROOT / "build" / f"{path.stem}.html"
@@ -70,7 +64,7 @@ def main(path: Path) -> int:
     write_whole({target: page.encode()})
     print(f"\nThe page is build/{target.name}. It took {about((time.perf_counter() - started) / 60)}.")
     if failure:
-        print(f"A cell failed, and the page ends there:\n{failure}", file=sys.stderr)
+        print(f"The page ends at a cell that was not finished: {failure!r}\n{failure}", file=sys.stderr)
     return int(failure is not None)
 
 

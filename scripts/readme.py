@@ -84,7 +84,8 @@ def speed() -> str:
     """Return the table of how many times faster than the usual loop an epoch is, by processor and number format."""
     measured = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
     ladder = {network: {"bfloat16": ratio} for network, ratio in measured["spread"]["epoch_ratio"].items()}
-    rows = [ladder | {"device": measured["machine"]["epochs"]["processor"]}, *measured["formats"]]
+    first = ladder | {"device": measured["machine"]["epochs"]["processor"]}
+    rows = [first, *(row for row in measured["formats"] if row["device"] != first["device"])]
     lines = ["| processor, two cores | format | `Net8k` | `Net20k` |", "|---|---|---|---|"]
     for row in rows:
         for number_format in ("bfloat16", "float32"):

@@ -1,6 +1,8 @@
 """The order in memory and the number of threads that make training fast."""
 
 import copy
+import math
+import os
 import subprocess
 import sys
 
@@ -47,7 +49,7 @@ def test_narrow_batch_norm_is_pytorch_s(images, frozen):
     for name in frozen:
         getattr(layer, name).requires_grad_(False)
     usual, copied = copy.deepcopy(layer).double(), None
-    maps = (torch.randn(images, 9, 20, 19) + 3).to(memory_format=torch.channels_last).requires_grad_()
+    maps = (torch.randn(images, 9, 20, 19) + 10).to(memory_format=torch.channels_last).requires_grad_()
     for _ in range(2):
         expected = usual(maps.double())
         with fast_order(layer, torch.device("cpu")):
@@ -74,32 +76,33 @@ def all_threads(monkeypatch):
     """As many threads as PyTorch takes by itself, and nothing that was seen of the machine before."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fast, "_looked", fast._looked)
+    monkeypatch.setattr(fast, "_seen", (-math.inf, 0, 0))
     before = torch.get_num_threads()
-    torch.set_num_threads(fast._OFFERED)
-    yield fast._OFFERED
+    torch.set_num_threads(fast.OFFERED)
+    yield fast.OFFERED
     torch.set_num_threads(before)
 
 
 @pytest.fixture
 def busy():
-    """Other programs, two on each core."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * fast._OFFERED)]
+    """Other programs, two for each core."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
     yield
     for program in programs:
         program.kill()
         program.wait()
 
 
-@pytest.mark.skipif(fast._OFFERED == 1, reason="there is only one thread")
+@pytest.mark.skipif(fast.OFFERED == 1, reason="there is only one thread")
 def test_a_busy_machine_is_trained_on_with_fewer_threads(all_threads, busy, few, place, capsys):
     record, _ = train(few, epochs=1)
     assert record["epoch_threads"] == [1] and record["threads"] == all_threads == torch.get_num_threads()
-    assert f"use 1 of {all_threads} threads" in capsys.readouterr().out
+    assert f"1 of {all_threads} threads" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "set_num_threads", "another device"])
-def test_a_number_of_threads_that_somebody_chose_is_kept(how, all_threads, busy, monkeypatch):
+def test_a_number_of_threads_that_somebody_chose_is_kept(how, all_threads, monkeypatch):
+    monkeypatch.setattr(fast, "_look", lambda most: pytest.fail("it was not kept"))
     if how == "set_num_threads":
         torch.set_num_threads(all_threads + 1)
     elif how != "another device":
@@ -111,9 +114,27 @@ def test_a_number_of_threads_that_somebody_chose_is_kept(how, all_threads, busy,
 
 
 @pytest.mark.parametrize(
-    "most, cores, free", [(2, 2.0, 2), (2, 1.85, 2), (2, 1.5, 1), (4, 3.95, 4), (4, 3.2, 3), (4, 2.3, 1), (8, 7.1, 7)]
+    "most, cores, there, left",
+    [
+        *[(2, 2.0, 2, 2), (2, 1.85, 2, 2), (2, 1.5, 2, 1), (2, 0.3, 2, 1), (2, 2.5, 2, 2)],
+        *[(4, 3.95, 4, 4), (4, 3.2, 4, 3), (4, 2.3, 4, 1), (8, 7.1, 8, 7)],
+        *[(4, 4.0, 8, 4), (4, 3.9, 8, 4), (4, 2.67, 8, 1)],  # two threads of the processor for each core
+    ],
 )
-def test_the_cores_that_we_got_tell_how_many_are_free(most, cores, free):
-    """With h other busy programs beside t threads, on t cores, everyone gets t / (t + h) of a core."""
-    assert fast._free_cores(most, cores) == free
-    assert fast._free_cores(most, 0.3) == 1 and fast._free_cores(most, most + 0.5) == most
+def test_the_processor_time_that_we_got_tells_how_many_cores_are_left(most, cores, there, left):
+    """With n other busy programs beside ``most`` threads, everyone gets there / (most + n) of a core."""
+    assert fast._left(most, cores, there) == left
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it(few):
+    class Halved(nn.BatchNorm2d):
+        def forward(self, maps):
+            return super().forward(maps) / 2
+
+    layers = nn.Sequential(Halved(8), nn.BatchNorm2d(8))
+    layers[1].forward = lambda maps: maps + 1
+    maps = torch.randn(100, 8, 20, 20)
+    expected = layers(maps)
+    with fast_order(layers, torch.device("cpu")):
+        torch.testing.assert_close(layers(maps), expected)
+    assert layers[1].forward(maps).equal(maps + 1)
