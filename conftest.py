@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from pace import about, minutes_here
 
 from mnist import find_mnist
 
@@ -53,6 +52,9 @@ class Progress:
     """Says which notebook, or which test, has been at work for ten seconds, and about how long the rest will take."""
 
     def __init__(self, on_mnist: bool):
+        import pace  # here: only now are the settings gone that would disturb matplotlib
+
+        self.about, self.minutes_here = pace.about, pace.minutes_here
         self.on_mnist = on_mnist
         self.name, self.since = "", time.monotonic()  # of the notebook, or "tests", at work
         self.item, self.item_since = None, time.monotonic()
@@ -63,7 +65,9 @@ class Progress:
         self.screen = os.dup(1)  # before what a test writes is captured
         names = [self._name(item) for item in session.items]
         self.cells = {name: names.count(name) for name in names}  # in their order
-        self.minutes = {name: of for name, of in minutes_here().items() if name in self.cells} if self.on_mnist else {}
+        self.minutes = (
+            {name: of for name, of in self.minutes_here().items() if name in self.cells} if self.on_mnist else {}
+        )
         ended = threading.Event()
         thread = threading.Thread(target=self._tell, args=(ended,), daemon=True)
         thread.start()
@@ -98,7 +102,7 @@ class Progress:
         pace = self.taken / self.expected if self.expected > 0.5 else 1  # what has ended tells how long the rest takes
         this, rest = pace * self.minutes[self.name], pace * sum(self.minutes.values())
         rest -= min(this, (time.monotonic() - self.since) / 60)
-        return f" ({about(this)} for all of it; left in all: {about(rest)})"
+        return f" ({self.about(this)} for all of it; left in all: {self.about(rest)})"
 
     def _tell(self, ended: threading.Event) -> None:
         while not ended.wait(10):

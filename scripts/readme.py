@@ -77,7 +77,8 @@ def course() -> str:
         lines.append(f"| [{title}](notebooks/{path.name}) | {CHANGES[path.stem]} | {minutes:.1f} | {badge(path)} |")
     of = measured["machine"]["tests"]
     machine = f"{of['processor']}, {of['threads']} threads, PyTorch {of['torch']}"
-    return "\n".join(lines) + f"\n\nMinutes on two processor cores ({machine}).\n"
+    whole = f"All the tests, with the notebooks, take {measured['nbval_minutes']:.0f}."
+    return "\n".join(lines) + f"\n\nMinutes on two processor cores ({machine}). {whole}\n"
 
 
 def speed() -> str:

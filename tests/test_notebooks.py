@@ -176,7 +176,7 @@ def test_a_page_is_made_aloud(tmp_path):
     cells = [
         nbformat.v4.new_markdown_cell("## Try\nand see"),
         nbformat.v4.new_code_cell(
-            "import time\nprint('early', flush=True)\ntime.sleep(5)\nprint('\\ra bar', end='', flush=True)\n"
+            "import time\nprint('early', flush=True)\ntime.sleep(5)\nprint('\\ra b' + 'ar', end='', flush=True)\n"
             "time.sleep(0.2)\nprint('\\rlate')"
         ),
         nbformat.v4.new_code_cell("1 / 0"),

@@ -133,6 +133,13 @@ def test_the_speed_figures_are_those_of_the_measurements():
     assert mean == pytest.approx(course["mean_accuracy"], abs=0.001)
     assert {run["parameters"] for run in course["runs"]} == {18_010}
     assert sum(speed["notebook_minutes"].values()) < speed["nbval_minutes"]
+    alone = speed["busy"]["0"]
+    assert speed["idle_ratio"] == pytest.approx(
+        alone["fit chooses"]["median"] / alone["PyTorch's default"]["median"], abs=0.01
+    )
+    for load, ways in speed["busy"].items():
+        ratio = ways["fit chooses"]["median"] / ways["one thread"]["median"]
+        assert speed["busy_ratio"][load] == pytest.approx(ratio, abs=0.01)
 
 
 def test_the_benchmark_counts_only_what_is_held():
