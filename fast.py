@@ -133,8 +133,8 @@ def _batch_norm(layer: nn.BatchNorm2d, maps: torch.Tensor) -> torch.Tensor:
     if not layer.training:
         return nn.BatchNorm2d.forward(layer, maps)
     usual = layer.affine and layer.running_mean is not None and layer.momentum is not None
-    exact = maps.dtype in (torch.float32, torch.float64) and layer.affine and maps.dtype == layer.weight.dtype
-    if not usual or not exact or maps.numel() < 200_000:
+    exact = usual and layer.weight.dtype == maps.dtype in (torch.float32, torch.float64)
+    if not exact or maps.numel() < 200_000:
         maps = _Reorder.apply(maps, torch.channels_last, torch.contiguous_format)
         return _Reorder.apply(nn.BatchNorm2d.forward(layer, maps), torch.contiguous_format, torch.channels_last)
     maps, mean, variance = _Normalized.apply(maps, layer.weight, layer.bias, layer.eps)

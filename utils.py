@@ -482,12 +482,12 @@ def save_run(run: dict, model: nn.Module) -> None:
 
     The record's keys: ``name, model, parameters, epochs, seed, data, train_count, test_count`` (images; not in older
     records), ``evaluated_on, settings`` (the arguments, also of the optimizer and of the scheduler), ``device, threads,
-    precision, versions, seconds`` (training and evaluation), ``epoch_threads`` (how many
-    each epoch used: fewer on a busy machine) and ``elapsed`` (the seconds since the start, at the end of each epoch;
-    both not in older records), ``continued_after`` (the epochs after which the run was stopped and continued, if it
-    was), ``arguments`` (of runs by ``study.run_study``), and ``history``, a list with one value for every epoch of
-    each of ``train_loss, train_accuracy`` (means over the epoch, while the weights still moved), ``test_loss`` and
-    ``test_accuracy`` (after the epoch).
+    precision, versions, seconds`` (training and evaluation), ``epoch_threads`` (how many each epoch used: fewer on a
+    busy machine) and ``elapsed`` (the seconds since the start, at the end of each epoch; both not in older records),
+    ``continued_after`` (the epochs after which the run was stopped and continued, if it was), ``arguments`` (of runs by
+    ``study.run_study``), and ``history``, a list with one value for every epoch of each of ``train_loss,
+    train_accuracy`` (means over the epoch, while the weights still moved), ``test_loss`` and ``test_accuracy`` (after
+    the epoch).
 
     Raises:
         ValueError: the name is not a plain file name, or JSON cannot hold what was added to the record.

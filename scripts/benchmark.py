@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from fast import has_bfloat16, processor
 from files import write_whole
-from mnist import torchvision_root
+from mnist import Data, torchvision_root
 from model import Net8k, Net20k
 from study import run_study
 from utils import RESULTS, augment, evaluate, fit, load_mnist, normalize, predict
@@ -113,13 +113,13 @@ def in_memory(network, batch_size: int, *, read_loss=False, bfloat16=True, compi
     return lambda: epoch_in_memory(used, optimizer, batch_size, read_loss=read_loss, bfloat16=bfloat16)
 
 
-def by_fit(network, batch_size: int, **options):
-    """Return a function that trains a new network for an epoch by the course's fit."""
+def by_fit(network, batch_size: int, images: Data | None = None, **options):
+    """Return a function that trains a new network for an epoch by the course's fit, on MNIST or on these images."""
     settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}} | options
 
     def train():
         model, optimizer = new_model(network)
-        fit(model, data, name="epoch", optimizer=optimizer, **settings)
+        fit(model, images or data, name="epoch", optimizer=optimizer, **settings)
 
     return train
 
@@ -227,13 +227,10 @@ def short(network=Net8k, batch_size=64, train_count=6000, test_count=1000) -> di
         test_images=data.test_images[:test_count],
         test_labels=data.test_labels[:test_count],
     )
-    seconds = []
-    for number in range(3):  # the first one is slower: much is set up
-        model, optimizer = new_model(network)
-        settings = {"epochs": 1, "batch_size": batch_size, "seed": 0, "augmentation": {"degrees": 7}}
-        seconds.append(timed(fit, model, part, name=f"short{number}", optimizer=optimizer, **settings)[1])
+    train = by_fit(network, batch_size, part)
+    seconds = [timed(train)[1] for _ in range(3)]  # the first one is slower: much is set up
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds[1:], "megabytes": peak}
+    return {"parameters": sum(p.numel() for p in network().parameters()), "seconds": seconds[1:], "megabytes": peak}
 
 
 def in_a_process(*arguments, **environment) -> dict:

@@ -10,12 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-import torch.nn.functional as F
 
 from fast import OFFERED, fast_order, free_cores, has_bfloat16
-from mnist import pick_device
+from mnist import Data, pick_device
 from model import Net8k
-from utils import augment, normalize
+from utils import train_epoch
 
 SPEED = ROOT / "notebooks" / "results" / "speed.json"
 
@@ -26,22 +25,17 @@ def step_seconds(steps: int = 20, batch_size: int = 256) -> float:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Net8k().to(device)
-        images = torch.randint(0, 256, (batch_size, 1, 28, 28), dtype=torch.uint8).to(device)
-        labels = torch.randint(0, 10, (batch_size,)).to(device)
+        images = torch.randint(0, 256, (steps * batch_size, 1, 28, 28), dtype=torch.uint8).to(device)
+        labels = torch.randint(0, 10, (len(images),)).to(device)
+        data = Data("noise", "test", images, labels, images, labels)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        settings = {"augmentation": {"degrees": 7}, "bfloat16": has_bfloat16(device)}
         torch.set_num_threads(OFFERED)  # as in a notebook: the tests themselves have one thread
         with fast_order(model, device), free_cores(device, tell=False) as look:
             look()
-            for step in range(-3, steps):
-                if step == 0:  # the first steps of everything are slower
-                    started = time.perf_counter()
-                with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-                    logits = model(normalize(augment(images, degrees=7)))
-                loss = F.cross_entropy(logits.float(), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            loss.item()  # wait for a GPU
+            for _ in range(2):  # the first steps of everything are slower: the second time counts
+                started = time.perf_counter()
+                train_epoch(model, data, optimizer, batch_size, **settings)
             seconds = (time.perf_counter() - started) / steps
     torch.set_num_threads(threads)
     return seconds
