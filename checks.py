@@ -1,6 +1,7 @@
-"""What ``fit``, ``predict`` and ``evaluate`` refuse, in a sentence that helps, and what a record says of a training.
+"""What ``fit``, ``predict``, ``evaluate`` and every comparison of runs refuse, and what a record says of a training.
 
-The checks raise ValueError before the first batch. What their arguments mean is said in ``utils``.
+The checks raise ValueError, in a sentence that helps, and before the first batch. What their arguments mean is said in
+``utils``.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 COMPILED = "_orig_mod."  # what torch.compile puts into the names of weights
 AGAIN = "make the model, the optimizer and the scheduler again, in this order"
+COMPARED = {"data": "data", "evaluated_on": "evaluation set", "epochs": "epochs", "precision": "number format"}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -45,6 +47,57 @@ def check_percent(accuracy: float) -> None:
     """Raise ValueError unless the accuracy can be one in percent: 0.994 is not, and would be met by anything."""
     if not (1 < accuracy <= 100 or accuracy == 0):
         raise ValueError(f"expected an accuracy in percent, as in 99.4, got {accuracy}")
+
+
+def check_comparable(runs: list[dict], may_differ: tuple[str, ...] = ()) -> list[str]:
+    """Raise ValueError if accuracies of these records are not to be set side by side without a word.
+
+    They are, if the runs are on the same data, evaluated on the same set, of as many epochs, and trained in the same
+    number format; a record that does not tell its format differs from those that do. ``may_differ`` names, by their
+    keys in a record (those of ``COMPARED``), what may differ all the same.
+
+    Returns the keys in which the records do differ: whoever shows the runs has to show these.
+    """
+    may_differ = (may_differ,) if isinstance(may_differ, str) else tuple(may_differ)
+    if unknown := [key for key in may_differ if key not in COMPARED]:
+        raise ValueError(f"expected may_differ to name some of {', '.join(COMPARED)}, got {unknown}")
+    found = {key: {} for key in COMPARED}  # of each: its values, and the first run that has it
+    counts = {}  # of each set of images: how many there are, and the first run that has so many
+    for run in runs:
+        for key, values in found.items():
+            values.setdefault(number_format(run) if key == "precision" else run[key], run["name"])
+        if "train_count" in run:  # not in older records
+            images = f"{run['train_count']:,} training and {run['test_count']:,} {run['evaluated_on']} images"
+            counts.setdefault((run["data"], run["evaluated_on"]), {}).setdefault(images, run["name"])
+    for other in counts.values():
+        found["data"] |= other if len(other) > 1 else {}
+    differing = {key: values for key, values in found.items() if len(values) > 1}
+    for key in [key for key in differing if key not in may_differ]:
+        values = ", ".join(f"{value} ({name})" for value, name in differing[key].items())
+        raise ValueError(
+            f"expected runs that can be compared, but their {COMPARED[key]} differs: {values}. Take records that are "
+            f"alike; or, if this is meant, say so: may_differ={(*may_differ, key)!r}"
+        )
+    return list(differing)
+
+
+def conditions(run: dict, differing: list[str]) -> list[str]:
+    """Return what a legend says of a record: its data, if not MNIST, and those of the keys of ``COMPARED`` that differ.
+
+    (Where the data differ, that of the others is then clear.)
+    """
+    words = {
+        "data": "" if run["data"] == "MNIST" else run["data"],
+        "evaluated_on": run["evaluated_on"],
+        "epochs": f"{run['epochs']} epochs",
+        "precision": number_format(run),
+    }
+    return [word for key, word in words.items() if word and (key == "data" or key in differing)]
+
+
+def number_format(run: dict) -> str:
+    """Return in which number format a record's run was trained: "bfloat16", "float32", or that it does not tell."""
+    return run.get("precision", "unknown format").removesuffix(" autocast")
 
 
 def check_images(images: torch.Tensor) -> None:

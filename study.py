@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from checks import check_percent
+from checks import check_comparable, check_percent, conditions
 from files import shown
 from mnist import ROOT, find_mnist
 from utils import RESULTS, check_folder, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
@@ -203,7 +203,12 @@ def _end_with(parent: int) -> None:
 
 
 def plot_networks(
-    runs: dict[str, list[dict]], yours: list[dict] | None = None, last: int = 5, target: float = 99.4
+    runs: dict[str, list[dict]],
+    yours: list[dict] | None = None,
+    last: int = 5,
+    target: float = 99.4,
+    *,
+    may_differ: tuple[str, ...] = (),
 ) -> None:
     """Show parameters against accuracy: published networks as crosses, ours as dots with one standard deviation.
 
@@ -215,14 +220,20 @@ def plot_networks(
         yours: more records, each with a star of its own.
         last: the number of final epochs over which the accuracy of ``yours`` is the mean.
         target: an accuracy in percent, drawn as a horizontal line.
+        may_differ: see ``utils.print_runs``. The legend says in what the runs differ.
 
     Raises:
-        ValueError: there are no networks, or more than seven, or one has no records; the target is no percentage.
+        ValueError: there are no networks, or more than seven, or one has no records, or records of different networks;
+            the target is no percentage; the runs differ in something that ``may_differ`` does not name.
     """
     check_percent(target)
     colors = ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de", "#8c564b", "#d16ba5")
     if not 1 <= len(runs) <= len(colors) or not all(runs.values()):
         raise ValueError(f"expected one to {len(colors)} networks, each with records, got {list(runs)}")
+    for name, of in runs.items():
+        if len(counts := {run["parameters"] for run in of}) > 1:
+            raise ValueError(f"expected records of one network as {name!r}, got some of {sorted(counts)} parameters")
+    differing = check_comparable([run for of in (*runs.values(), yours or []) for run in of], may_differ)
     published = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     for network in published:
@@ -233,11 +244,12 @@ def plot_networks(
     for (name, of), color in zip(runs.items(), colors):
         means = [mean_accuracy(run) for run in of]
         error = np.std(means, ddof=1) if len(means) > 1 else None
-        label = f"{name} ({len(of)} seeds)"
+        words = dict.fromkeys(word for run in of for word in conditions(run, differing))  # each of them once
+        label = f"{name} ({', '.join([f'{len(of)} seeds', *words])})"
         axis.errorbar(of[0]["parameters"], np.mean(means), yerr=error, fmt="o", color=color, capsize=3, label=label)
     for run in yours or []:
-        on = [part for part in (run["data"], run["evaluated_on"]) if part not in ("MNIST", "test")]
-        label = f"{run['name']} ({', '.join(on)})" if on else run["name"]
+        words = conditions(run, differing)
+        label = run["name"] + (f" ({', '.join(words)})" if words else "")
         axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=label)
     axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
     counts = [network["parameters"] for network in [*published, *(of[0] for of in runs.values()), *(yours or [])]]
@@ -245,5 +257,5 @@ def plot_networks(
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2 if differing else 3, frameon=False)
     plt.show()

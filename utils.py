@@ -30,12 +30,15 @@ from tqdm import tqdm
 from checkpoint import Checkpoint, identity, torch_bytes
 from checks import (
     COMPILED,
+    check_comparable,
     check_count,
     check_images,
     check_labels,
     check_percent,
     check_training,
+    conditions,
     mark_trained,
+    number_format,
     training_settings,
     unwrapped,
 )
@@ -665,17 +668,47 @@ def mean_accuracy(run: dict, last: int = 5) -> float:
     return float(np.mean(run["history"]["test_accuracy"][-last:]))
 
 
-def print_runs(runs: list[dict], last: int = 5) -> None:
-    """Print a table of runs, with the accuracies (percent) of the last ``last`` epochs, and on which set they are."""
+def mean_accuracies(
+    recipes: dict[str, list[dict]], last: int = 5, *, may_differ: tuple[str, ...] = ()
+) -> dict[str, list[float]]:
+    """Return, for the runs of each recipe or network, the ``mean_accuracy`` of each: what a table or a test compares.
+
+    Args:
+        recipes: for each its records, most often of several seeds.
+        last: the number of final epochs.
+        may_differ: see ``print_runs``.
+
+    Raises:
+        ValueError: the runs are not alike, and ``may_differ`` does not allow for it.
+    """
+    check_comparable([run for runs in recipes.values() for run in runs], may_differ)
+    return {recipe: [mean_accuracy(run, last) for run in runs] for recipe, runs in recipes.items()}
+
+
+def print_runs(runs: list[dict], last: int = 5, *, may_differ: tuple[str, ...] = ()) -> None:
+    """Print a table of runs, with the accuracies (percent) of the last ``last`` epochs, and on which set they are.
+
+    Args:
+        runs: records that can be compared.
+        last: the number of final epochs.
+        may_differ: what may differ between them all the same: some of ``"data"``, ``"evaluated_on"``, ``"epochs"`` and
+            ``"precision"``, the number format (notebook 8). It has a column, or gets one.
+
+    Raises:
+        ValueError: the runs differ in one of these that ``may_differ`` does not name; ``last`` is below 1.
+    """
     check_count("last", last)
-    width = max((len(run["name"]) for run in runs), default=0)
-    print(f"{'run':{width}}  parameters  epochs  lowest   mean  final  set")
-    for run in runs:
+    formats = "precision" in check_comparable(runs, may_differ)
+    sets = [f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}" for run in runs]
+    width, set_width = (max(map(len, words), default=0) for words in ([run["name"] for run in runs], ["set", *sets]))
+    head = f"{'run':{width}}  parameters  epochs  lowest   mean  final  "
+    print(head + (f"{'set':{set_width}}  number format" if formats else "set"))
+    for run, images in zip(runs, sets):
         accuracies = run["history"]["test_accuracy"][-last:]
         print(
             f"{run['name']:{width}}  {run['parameters']:10,}  {run['epochs']:6}  "
             f"{min(accuracies):6.2f}  {np.mean(accuracies):5.2f}  {accuracies[-1]:5.2f}  "
-            f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}"
+            + (f"{images:{set_width}}  {number_format(run)}" if formats else images)
         )
 
 
@@ -720,27 +753,33 @@ def plot_mistakes(model: nn.Module, data: Data, count: int = 20) -> None:
         plot_digits(data.test_images[first], [f"{data.test_labels[i]} → {guesses[i]}" for i in first])
 
 
-def plot_runs(runs: list[dict], target: float | None = None, last: int | None = None) -> None:
+def plot_runs(
+    runs: list[dict], target: float | None = None, last: int | None = None, *, may_differ: tuple[str, ...] = ()
+) -> None:
     """Show the loss and the accuracy of runs, epoch by epoch: dashed while training, solid on the test images.
 
     The accuracy axis is stretched towards 100 %, where the differences are.
 
     Args:
-        runs: one to five records, as ``fit`` and ``load_run`` return them.
+        runs: one to five records, as ``fit`` and ``load_run`` return them, that can be compared.
         target: an accuracy in percent, drawn as a horizontal line.
         last: shade the last so many epochs of the first run, the ones that count.
+        may_differ: see ``print_runs``. The legend says in what the runs differ.
 
     Raises:
-        ValueError: there is no run, or more than five, or the target is no percentage.
+        ValueError: there is no run, or more than five, or the target is no percentage; the runs differ in something
+            that ``may_differ`` does not name.
     """
     # Dark to light, so that they differ when printed in grey; the markers tell them apart as well.
     colors, markers = ("#111b3a", "#b22222", "#2a9d6f", "#d98e04", "#8fb8de"), "os^Dv"
     check_percent(target or 0)
     if not 1 <= len(runs) <= len(colors):
         raise ValueError(f"expected one to {len(colors)} runs, which stay legible, got {len(runs)}")
+    differing = [key for key in check_comparable(runs, may_differ) if key != "epochs"]  # which the axis shows
     figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
     for run, color, marker in zip(runs, colors, markers):
-        label = run["name"] if run["data"] == "MNIST" else f"{run['name']} ({run['data']})"
+        words = conditions(run, differing)
+        label = run["name"] + (f" ({', '.join(words)})" if words else "")
         for axis, quantity in ((loss_axis, "loss"), (accuracy_axis, "accuracy")):
             for part, style in (("train", "--"), ("test", "-")):
                 values = run["history"][f"{part}_{quantity}"]

@@ -1,4 +1,4 @@
-"""What fit, predict and evaluate refuse, what they must not refuse, and that a record says what was used."""
+"""What fit, predict, evaluate and comparisons refuse, and what not, and that a record says what was used."""
 
 import copy
 import json
@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,18 +17,23 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from checks import _collapses, _planned_rates, check_images
+from checks import _collapses, _planned_rates, check_comparable, check_images
 from model import Net8k, Skeleton
+from study import plot_networks
 from utils import (
     augment,
     check_target,
     evaluate,
+    load_run,
     load_weights,
+    mean_accuracies,
     normalize,
     one_cycle,
     parameters_by_layer,
     plot_digits,
+    plot_runs,
     predict,
+    print_runs,
     save_run,
 )
 
@@ -363,3 +369,74 @@ def test_a_compiled_part_of_a_network_is_saved_under_the_names_of_the_network(fe
     again = Skeleton(True, 0.1)
     again.layers = torch.compile(again.layers, backend="eager")
     assert same_weights(load_weights(again, "few/short"), plain) and same_weights(model, plain)
+
+
+OTHERS = {  # than a record of MNIST's test images, of 15 epochs in bfloat16
+    "data": {"data": "digits"},
+    "evaluated_on": {"evaluated_on": "validation"},
+    "epochs": {"epochs": 14},
+    "precision": {"precision": "float32"},
+}
+COMPARISONS = {
+    "a table of runs": print_runs,
+    "curves": plot_runs,
+    "a picture of networks": lambda runs, **allowed: plot_networks({"Net8k": runs}, **allowed),
+    "a picture with one's own": lambda runs, **allowed: plot_networks({"Net8k": runs[:1]}, runs[1:], **allowed),
+    "a table of recipes": lambda runs, **allowed: mean_accuracies(
+        {str(i): [run] for i, run in enumerate(runs)}, **allowed
+    ),
+}
+
+
+@pytest.mark.parametrize("compare", COMPARISONS.values(), ids=COMPARISONS)
+def test_runs_that_differ_are_compared_only_if_that_is_asked_for(compare):
+    run = load_run("target-8k/seed0")
+    compare([run, load_run("target-8k/seed1")])
+    for key, change in OTHERS.items():
+        wrong = next(iter(change.values()))
+        with pytest.raises(ValueError, match=rf"differs: .*target-8k/seed0.*{wrong} \(mine\).*may_differ=\('{key}',\)"):
+            compare([run, run | change | {"name": "mine"}])
+        with pytest.raises(ValueError, match=rf"may_differ=\('\w+', '{key}'\)"):  # what is to be added
+            compare([run, run | change], may_differ=[other for other in OTHERS if other != key][:1])
+        compare([run, run | change], may_differ=key)
+    everything = {key: value for change in OTHERS.values() for key, value in change.items()}
+    compare([run, run | everything], may_differ=tuple(OTHERS))
+    with pytest.raises(ValueError, match=r"may_differ to name some of data, .*precision, got \['format'\]"):
+        compare([run, run], may_differ=("format",))
+    plt.close("all")
+
+
+def test_a_record_that_does_not_tell_its_format_and_another_number_of_images_are_differences():
+    run = load_run("target-8k/seed0")
+    log = load_run("others/assignment-8k")
+    with pytest.raises(
+        ValueError, match=r"number format differs: bfloat16 \(target-8k/seed0\), unknown format \(others"
+    ):
+        check_comparable([run, log])
+    assert check_comparable([run, log], ("precision", "epochs")) == ["precision"]
+    counted = run | {"train_count": 60_000, "test_count": 10_000}
+    assert check_comparable([run, counted, counted]) == []  # an older record does not tell
+    few = counted | {"train_count": 600, "name": "few"}
+    with pytest.raises(ValueError, match=r"data differs: .*60,000 training and 10,000 test .*600 training.*\(few\)"):
+        check_comparable([counted, few])
+    held_out = counted | {"train_count": 50_000, "evaluated_on": "validation"}
+    assert check_comparable([counted, held_out], "evaluated_on") == ["evaluated_on"]
+
+
+def test_what_differs_is_shown(capsys):
+    run = load_run("target-8k/seed0")
+    other = run | {"name": "mine", "precision": "float32", "epochs": 14, "evaluated_on": "validation"}
+    print_runs([run, load_run("target-8k/seed1")])
+    assert "float" not in capsys.readouterr().out  # nothing differs, nothing is said
+    print_runs([run, other], may_differ=tuple(OTHERS))
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.endswith("  set         number format") and first.endswith("  test        bfloat16")
+    assert second.split()[-2:] == ["validation", "float32"] and "    14 " in second
+    plot_runs([run, other], may_differ=tuple(OTHERS))
+    legend = {text.get_text() for text in plt.gcf().legends[0].texts}
+    assert {"target-8k/seed0 (test, bfloat16)", "mine (validation, float32)"} <= legend
+    plot_networks({"Net8k": [run, run], "wider": [other | {"parameters": 9_000}]}, [other], may_differ=tuple(OTHERS))
+    legend = {text.get_text() for text in plt.gcf().legends[0].texts}
+    assert "Net8k (2 seeds, test, 15 epochs, bfloat16)" in legend
+    assert {"wider (1 seeds, validation, 14 epochs, float32)", "mine (validation, 14 epochs, float32)"} <= legend
+    plt.close("all")

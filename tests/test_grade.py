@@ -143,7 +143,8 @@ def test_the_pictures():
     assert bars == ["first (Conv2d) 208", "norm (BatchNorm2d) 16", "second (Conv2d) 1168", "head (Conv2d) 170"]
     dots = [load_run(f"target-8k/seed{seed}") for seed in range(3)]
     mine = dots[0] | {"name": "mine", "parameters": 300, "data": "digits"}
-    plot_networks({"ours": dots, "big": [dots[0] | {"parameters": 10**6}]}, yours=[mine], last=1, target=98.5)
+    networks = {"ours": dots, "big": [dots[0] | {"parameters": 10**6}]}
+    plot_networks(networks, yours=[mine], last=1, target=98.5, may_differ=("data",))
     labels = {text.get_text() for text in plt.gcf().legends[0].texts}
     assert labels == {"ours (3 seeds)", "big (1 seeds)", "mine (digits)", "target 98.5 %"}
     points = {(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in plt.gca().lines}
@@ -153,3 +154,5 @@ def test_the_pictures():
     for wrong in ({}, {"none": []}, {str(number): dots for number in range(8)}):
         with pytest.raises(ValueError, match="one to 7 networks"):
             plot_networks(wrong)
+    with pytest.raises(ValueError, match=r"records of one network as 'both', got some of \[300, 7568\] parameters"):
+        plot_networks({"both": [dots[0], dots[0] | {"parameters": 300}]})
