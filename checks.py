@@ -23,7 +23,13 @@ from torch.optim.swa_utils import AveragedModel
 WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 COMPILED = "_orig_mod."  # what torch.compile puts into the names of weights
 AGAIN = "make the model, the optimizer and the scheduler again, in this order"
-COMPARED = {"data": "data", "evaluated_on": "evaluation set", "epochs": "epochs", "precision": "number format"}
+COMPARED = {  # what makes accuracies comparable, by its key in a record
+    "data": "data",
+    "train_count": "number of images",
+    "evaluated_on": "evaluation set",
+    "epochs": "epochs",
+    "precision": "number format",
+}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -49,55 +55,64 @@ def check_percent(accuracy: float) -> None:
         raise ValueError(f"expected an accuracy in percent, as in 99.4, got {accuracy}")
 
 
-def check_comparable(runs: list[dict], may_differ: tuple[str, ...] = ()) -> list[str]:
-    """Raise ValueError if accuracies of these records are not to be set side by side without a word.
+def check_comparable(runs: list[dict], may_differ: str | tuple[str, ...] = ()) -> list[str]:
+    """Raise ValueError if the runs differ in what makes their accuracies comparable, and ``may_differ`` allows it not.
 
-    They are, if the runs are on the same data, evaluated on the same set, of as many epochs, and trained in the same
-    number format; a record that does not tell its format differs from those that do. ``may_differ`` names, by their
-    keys in a record (those of ``COMPARED``), what may differ all the same.
+    They must be on the same data, all of it or equally many images, evaluated on the same set, of as many epochs, and
+    trained in the same number format. (A record that does not tell its format differs from those that do.)
 
-    Returns the keys in which the records do differ: whoever shows the runs has to show these.
+    Args:
+        runs: records.
+        may_differ: the keys, of ``COMPARED``, in which they may differ.
+
+    Returns the keys in which they do differ: whoever shows the runs has to show these.
     """
     may_differ = (may_differ,) if isinstance(may_differ, str) else tuple(may_differ)
     if unknown := [key for key in may_differ if key not in COMPARED]:
         raise ValueError(f"expected may_differ to name some of {', '.join(COMPARED)}, got {unknown}")
     found = {key: {} for key in COMPARED}  # of each: its values, and the first run that has it
-    counts = {}  # of each set of images: how many there are, and the first run that has so many
+    counts = {}  # the same for the numbers of images, of each set
     for run in runs:
-        for key, values in found.items():
-            values.setdefault(number_format(run) if key == "precision" else run[key], run["name"])
-        if "train_count" in run:  # not in older records
-            images = f"{run['train_count']:,} training and {run['test_count']:,} {run['evaluated_on']} images"
-            counts.setdefault((run["data"], run["evaluated_on"]), {}).setdefault(images, run["name"])
-    for other in counts.values():
-        found["data"] |= other if len(other) > 1 else {}
+        for key in ("data", "evaluated_on", "epochs"):
+            found[key].setdefault(run[key], run["name"])
+        found["precision"].setdefault(number_format(run), run["name"])
+        counts.setdefault((run["data"], run["evaluated_on"]), {}).setdefault(image_counts(run), run["name"])
+    for of_set in counts.values():  # a validation run has fewer images than one on the test set: that is no difference
+        found["train_count"] |= of_set if len(of_set) > 1 else {}
     differing = {key: values for key, values in found.items() if len(values) > 1}
-    for key in [key for key in differing if key not in may_differ]:
-        values = ", ".join(f"{value} ({name})" for value, name in differing[key].items())
+    if wrong := [key for key in differing if key not in may_differ]:
+        said = "; ".join(
+            f"{COMPARED[key]}: " + ", ".join(f"{value} ({name})" for value, name in differing[key].items())
+            for key in wrong
+        )
         raise ValueError(
-            f"expected runs that can be compared, but their {COMPARED[key]} differs: {values}. Take records that are "
-            f"alike; or, if this is meant, say so: may_differ={(*may_differ, key)!r}"
+            f"expected runs that can be compared, but they differ in {said}. Take runs that are alike; or, if this is "
+            f"meant, say so: may_differ={(*may_differ, *wrong)!r}"
         )
     return list(differing)
 
 
-def conditions(run: dict, differing: list[str]) -> list[str]:
-    """Return what a legend says of a record: its data, if not MNIST, and those of the keys of ``COMPARED`` that differ.
+def number_format(run: dict) -> str:
+    """Return in which number format a run was trained: "bfloat16", "float32", or that its record does not tell."""
+    return run.get("precision", "unknown number format").removesuffix(" autocast")
 
-    (Where the data differ, that of the others is then clear.)
-    """
+
+def image_counts(run: dict) -> str:
+    """Return on how many images a run was trained and evaluated; in older records, which do not tell, on all."""
+    train_count = run.get("train_count", 60_000 if run["evaluated_on"] == "test" else 50_000)
+    return f"{train_count:,} training, {run.get('test_count', 10_000):,} {run['evaluated_on']} images"
+
+
+def legend_words(run: dict, differing: list[str]) -> list[str]:
+    """Return what a legend says of a run: its data, if it is not MNIST, and those keys of ``COMPARED`` that differ."""
     words = {
-        "data": "" if run["data"] == "MNIST" else run["data"],
+        "data": run["data"],
+        "train_count": image_counts(run),
         "evaluated_on": run["evaluated_on"],
         "epochs": f"{run['epochs']} epochs",
         "precision": number_format(run),
     }
-    return [word for key, word in words.items() if word and (key == "data" or key in differing)]
-
-
-def number_format(run: dict) -> str:
-    """Return in which number format a record's run was trained: "bfloat16", "float32", or that it does not tell."""
-    return run.get("precision", "unknown format").removesuffix(" autocast")
+    return [word for key, word in words.items() if key in differing or (key == "data" and word != "MNIST")]
 
 
 def check_images(images: torch.Tensor) -> None:

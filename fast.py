@@ -24,6 +24,17 @@ def processor() -> dict:
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
+def precision(device: torch.device, shortened: bool) -> str:
+    """Return the number format of a training, for its record. ``shortened``: in bfloat16, where autocast holds it safe.
+
+    Newer GPUs compute convolutions of float32 numbers in TF32, with fewer digits, unless that is forbidden.
+    """
+    if shortened:
+        return "bfloat16 autocast"
+    newer = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    return "float32 (TF32 convolutions)" if newer and torch.backends.cudnn.allow_tf32 else "float32"
+
+
 def machine(device: torch.device) -> dict:
     """Return what a run depends on besides its settings: the device's name, the number of threads, the versions."""
     name = f"{device.type} ({processor().get('cpu_name') or platform.machine()})"

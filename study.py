@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from checks import check_comparable, check_percent, conditions
+from checks import check_comparable, check_percent, legend_words, number_format
 from files import shown
 from mnist import ROOT, find_mnist
 from utils import RESULTS, check_folder, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
@@ -29,9 +29,10 @@ def run_study(
     """Train every run that has no record yet, several at a time, and return the records of all, in the order given.
 
     Records are looked for where ``save_run`` writes them, and then among the course's own. On the digits these count
-    only if all of them are there: runs on MNIST are not mixed with others. A run is saved as soon as it ends; so a
-    study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets ``fit`` write
-    checkpoints, so do the runs that were in progress.) joblib does the work. Inside
+    only if all of them are there: runs on MNIST are not mixed with others. (A run that a notebook trained by itself, as
+    4 and 7 do, takes the place of the course's only if it is in the same number format.) A run is saved as soon as it
+    ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets
+    ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
     ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
     the workers of a cluster. They must be able to import the course's files and to find MNIST, and must share the
     folder of the results. In one process there is never more than one run at a time.
@@ -149,8 +150,11 @@ def _find(run: dict, folders: list[Path]) -> Path | None:
                     f"{path} was made with {record['arguments']}, not with {run}: rename the run, or delete the file"
                 )
             return path
-        # A notebook that trains one run of a study by itself (4 and 7) saves it without arguments.
-        if all(record[key] == run[key] for key in ("seed", "epochs") if key in run):
+        # A notebook that trains one run of a study by itself (4 and 7) saves it without arguments. On another processor
+        # it can be in another number format: then it belongs to no study of ours.
+        course = RESULTS / f"{run['name']}.json"
+        other_format = course.is_file() and number_format(read_record(course)) != number_format(record)
+        if not other_format and all(record[key] == run[key] for key in ("seed", "epochs") if key in run):
             return path
     return None
 
@@ -208,7 +212,7 @@ def plot_networks(
     last: int = 5,
     target: float = 99.4,
     *,
-    may_differ: tuple[str, ...] = (),
+    may_differ: str | tuple[str, ...] = (),
 ) -> None:
     """Show parameters against accuracy: published networks as crosses, ours as dots with one standard deviation.
 
@@ -244,11 +248,11 @@ def plot_networks(
     for (name, of), color in zip(runs.items(), colors):
         means = [mean_accuracy(run) for run in of]
         error = np.std(means, ddof=1) if len(means) > 1 else None
-        words = dict.fromkeys(word for run in of for word in conditions(run, differing))  # each of them once
+        words = dict.fromkeys(word for run in of for word in legend_words(run, differing))  # each of them once
         label = f"{name} ({', '.join([f'{len(of)} seeds', *words])})"
         axis.errorbar(of[0]["parameters"], np.mean(means), yerr=error, fmt="o", color=color, capsize=3, label=label)
     for run in yours or []:
-        words = conditions(run, differing)
+        words = legend_words(run, differing)
         label = run["name"] + (f" ({', '.join(words)})" if words else "")
         axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=label)
     axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")

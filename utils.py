@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from checkpoint import Checkpoint, identity, torch_bytes
 from checks import (
+    COMPARED,
     COMPILED,
     check_comparable,
     check_count,
@@ -36,13 +37,14 @@ from checks import (
     check_labels,
     check_percent,
     check_training,
-    conditions,
+    image_counts,
+    legend_words,
     mark_trained,
     number_format,
     training_settings,
     unwrapped,
 )
-from fast import fast_order, free_cores, has_bfloat16, machine
+from fast import fast_order, free_cores, has_bfloat16, machine, precision
 from files import shown, why_not_writable, write_whole
 from mnist import ROOT, Data
 from mnist import load_mnist as load_mnist  # for the notebooks
@@ -364,7 +366,7 @@ def _new_record(name: str, model: nn.Module, data: Data, epochs: int, seed: int,
         "evaluated_on": data.evaluated_on,
         "settings": settings,
         **machine(data.train_images.device),
-        "precision": "bfloat16 autocast" if shortened else "float32",
+        "precision": precision(data.train_images.device, shortened),
         "seconds": 0.0,
         "epoch_threads": [],
         "elapsed": [],
@@ -669,46 +671,53 @@ def mean_accuracy(run: dict, last: int = 5) -> float:
 
 
 def mean_accuracies(
-    recipes: dict[str, list[dict]], last: int = 5, *, may_differ: tuple[str, ...] = ()
+    recipes: dict[str, list[dict]], last: int = 5, *, may_differ: str | tuple[str, ...] = ()
 ) -> dict[str, list[float]]:
-    """Return, for the runs of each recipe or network, the ``mean_accuracy`` of each: what a table or a test compares.
+    """Return, for each recipe or network, the ``mean_accuracy`` of each of its runs: what a table or a test compares.
 
     Args:
-        recipes: for each its records, most often of several seeds.
+        recipes: for each its records, most often of several seeds, all alike.
         last: the number of final epochs.
-        may_differ: see ``print_runs``.
+        may_differ: see ``print_runs``: in what one recipe may differ from another.
 
     Raises:
-        ValueError: the runs are not alike, and ``may_differ`` does not allow for it.
+        ValueError: a recipe has no records; the runs differ in something that ``may_differ`` does not name.
     """
+    for recipe, runs in recipes.items():
+        if not runs:
+            raise ValueError(f"expected records of {recipe!r}, got none")
+        check_comparable(runs)
     check_comparable([run for runs in recipes.values() for run in runs], may_differ)
     return {recipe: [mean_accuracy(run, last) for run in runs] for recipe, runs in recipes.items()}
 
 
-def print_runs(runs: list[dict], last: int = 5, *, may_differ: tuple[str, ...] = ()) -> None:
+def print_runs(runs: list[dict], last: int = 5, *, may_differ: str | tuple[str, ...] = ()) -> None:
     """Print a table of runs, with the accuracies (percent) of the last ``last`` epochs, and on which set they are.
 
     Args:
         runs: records that can be compared.
         last: the number of final epochs.
-        may_differ: what may differ between them all the same: some of ``"data"``, ``"evaluated_on"``, ``"epochs"`` and
-            ``"precision"``, the number format (notebook 8). It has a column, or gets one.
+        may_differ: in what they may differ all the same: some of ``"data"``, ``"train_count"`` (fewer images),
+            ``"evaluated_on"``, ``"epochs"`` and ``"precision"`` (the number format, notebook 8). A column says it.
 
     Raises:
-        ValueError: the runs differ in one of these that ``may_differ`` does not name; ``last`` is below 1.
+        ValueError: the runs differ in something that ``may_differ`` does not name; ``last`` is below 1.
     """
     check_count("last", last)
-    formats = "precision" in check_comparable(runs, may_differ)
-    sets = [f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}" for run in runs]
-    width, set_width = (max(map(len, words), default=0) for words in ([run["name"] for run in runs], ["set", *sets]))
-    head = f"{'run':{width}}  parameters  epochs  lowest   mean  final  "
-    print(head + (f"{'set':{set_width}}  number format" if formats else "set"))
-    for run, images in zip(runs, sets):
+    differing = check_comparable(runs, may_differ)
+    columns = {"set": [f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}" for run in runs]}
+    for key, word in (("train_count", image_counts), ("precision", number_format)):
+        if key in differing:
+            columns[COMPARED[key]] = [word(run) for run in runs]
+    columns = [[head, *words] for head, words in columns.items()]
+    ends = ["  ".join(f"{word:{max(map(len, column))}}" for word, column in zip(row, columns)) for row in zip(*columns)]
+    width = max((len(run["name"]) for run in runs), default=0)
+    print(f"{'run':{width}}  parameters  epochs  lowest   mean  final  {ends[0].rstrip()}")
+    for run, end in zip(runs, ends[1:]):
         accuracies = run["history"]["test_accuracy"][-last:]
         print(
             f"{run['name']:{width}}  {run['parameters']:10,}  {run['epochs']:6}  "
-            f"{min(accuracies):6.2f}  {np.mean(accuracies):5.2f}  {accuracies[-1]:5.2f}  "
-            + (f"{images:{set_width}}  {number_format(run)}" if formats else images)
+            f"{min(accuracies):6.2f}  {np.mean(accuracies):5.2f}  {accuracies[-1]:5.2f}  {end.rstrip()}"
         )
 
 
@@ -754,7 +763,7 @@ def plot_mistakes(model: nn.Module, data: Data, count: int = 20) -> None:
 
 
 def plot_runs(
-    runs: list[dict], target: float | None = None, last: int | None = None, *, may_differ: tuple[str, ...] = ()
+    runs: list[dict], target: float | None = None, last: int | None = None, *, may_differ: str | tuple[str, ...] = ()
 ) -> None:
     """Show the loss and the accuracy of runs, epoch by epoch: dashed while training, solid on the test images.
 
@@ -778,7 +787,7 @@ def plot_runs(
     differing = [key for key in check_comparable(runs, may_differ) if key != "epochs"]  # which the axis shows
     figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
     for run, color, marker in zip(runs, colors, markers):
-        words = conditions(run, differing)
+        words = legend_words(run, differing)
         label = run["name"] + (f" ({', '.join(words)})" if words else "")
         for axis, quantity in ((loss_axis, "loss"), (accuracy_axis, "accuracy")):
             for part, style in (("train", "--"), ("test", "-")):

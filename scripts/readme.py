@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from address import NOTEBOOKS, badge
 
-from utils import RESULTS, load_run, load_runs, mean_accuracy, plot_runs
+from checks import number_format
+from utils import RESULTS, load_run, load_runs, mean_accuracies, plot_runs
 
 FORM = "<!-- {0}: written by scripts/readme.py -->\n(.*)<!-- end of {0} -->\n"
 CHANGES = {
@@ -39,31 +40,31 @@ CHANGES = {
 
 
 def results() -> str:
-    """Return the result table, in Markdown, as the saved runs have it."""
-    tables = [
-        ("**under 20,000**", [("`Net20k`", load_runs("target-20k")), ("`Best20k`", load_runs("best-20k"))], "20k"),
-        ("**under 8,000**", [("`Net8k`", load_runs("target-8k")), ("`Best8k`", load_runs("best-8k"))], "8k"),
-        (
-            "**at most 3,000**",
-            [("`NetTiny`", load_runs("tiny")), ("... shared filters", load_runs("tiny-shared"))],
-            None,
-        ),
-    ]
-    lines = ["| network | parameters | accuracy | seeds that hold |", "|---|---|---|---|"]
-    for budget, networks, log in tables:
-        lines.append(f"| {budget} | | | |")
-        lines += [row(name, runs) for name, runs in networks]
-        if log:
-            lines.append(row("the assignment's log", [load_run(f"others/assignment-{log}")]))
+    """Return the result table, in Markdown, as the saved runs have it: first what can be compared, in float32."""
+    budgets = {  # of each its studies, with the network's name
+        "under 20,000": {"float32-20k": "`Net20k`", "best-20k": "`Best20k`", "target-20k": "`Net20k`"},
+        "under 8,000": {"float32-8k": "`Net8k`", "best-8k": "`Best8k`", "target-8k": "`Net8k`"},
+        "at most 3,000": {"tiny": "`NetTiny`", "tiny-shared": "... shared filters"},
+    }
+    logs = {"under 20,000": "others/assignment-20k", "under 8,000": "others/assignment-8k"}
+    lines = ["| network | parameters | epochs | trained in | accuracy | seeds that hold |", "|---|---|---|---|---|---|"]
+    for budget, networks in budgets.items():
+        runs = {study: load_runs(study) for study in networks}
+        if budget in logs:
+            runs["log"] = [load_run(logs[budget])]
+        lines.append(f"| **{budget}** | | | | | |")
+        means = mean_accuracies(runs, may_differ=("epochs", "precision"))  # which have columns
+        lines += [row(networks.get(study, "the assignment's log"), runs[study], means[study]) for study in runs]
     return "\n".join(lines) + "\n"
 
 
-def row(name: str, runs: list[dict]) -> str:
+def row(name: str, runs: list[dict], means: list[float]) -> str:
     """Return one row of the result table, for runs of one network that differ in their seeds."""
-    means = [mean_accuracy(run, 5) for run in runs]
     held = sum(min(run["history"]["test_accuracy"][-5:]) >= 99.4 for run in runs)
     mean = f"{np.mean(means):.2f}" + (f" ± {np.std(means, ddof=1):.2f}" if len(runs) > 1 else "")
-    return f"| {name} | {runs[0]['parameters']:,} | {mean} | {held} of {len(runs)} |"
+    devices = {re.sub(r"cpu \((.*?)( [\d.]+GHz)?\)", r"\1", run.get("device", "")) for run in runs}
+    trained = ", ".join([number_format(runs[0]), *sorted(devices - {""})])
+    return f"| {name} | {runs[0]['parameters']:,} | {runs[0]['epochs']} | {trained} | {mean} | {held} of {len(runs)} |"
 
 
 def course() -> str:
@@ -89,10 +90,10 @@ def speed() -> str:
     rows = [first, *(row for row in measured["formats"] if row["device"] != first["device"])]
     lines = ["| processor, two cores | format | `Net8k` | `Net20k` |", "|---|---|---|---|"]
     for row in rows:
-        for number_format in ("bfloat16", "float32"):
-            if number_format in row["Net8k"]:
-                ratios = (f"{row[network][number_format]['median']:.2f}" for network in ("Net8k", "Net20k"))
-                lines.append(f"| {row['device']} | {number_format} | {' | '.join(ratios)} |")
+        for kind in ("bfloat16", "float32"):
+            if kind in row["Net8k"]:
+                ratios = (f"{row[network][kind]['median']:.2f}" for network in ("Net8k", "Net20k"))
+                lines.append(f"| {row['device']} | {kind} | {' | '.join(ratios)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -115,5 +116,6 @@ if __name__ == "__main__":
         "others/assignment-20k": "log of the 20k assignment",
         "others/assignment-8k": "log of the 8k assignment",
     }
-    plot_runs([load_run(name) | {"name": label} for name, label in labels.items()], target=99.4)
+    runs = [load_run(name) | {"name": label} for name, label in labels.items()]
+    plot_runs(runs, target=99.4, may_differ=("epochs", "precision"))  # a log does not tell its format
     plt.gcf().savefig(RESULTS / "curves.png", dpi=150)

@@ -373,6 +373,7 @@ def test_a_compiled_part_of_a_network_is_saved_under_the_names_of_the_network(fe
 
 OTHERS = {  # than a record of MNIST's test images, of 15 epochs in bfloat16
     "data": {"data": "digits"},
+    "train_count": {"train_count": 30_000},
     "evaluated_on": {"evaluated_on": "validation"},
     "epochs": {"epochs": 14},
     "precision": {"precision": "float32"},
@@ -382,49 +383,64 @@ COMPARISONS = {
     "curves": plot_runs,
     "a picture of networks": lambda runs, **allowed: plot_networks({"Net8k": runs}, **allowed),
     "a picture with one's own": lambda runs, **allowed: plot_networks({"Net8k": runs[:1]}, runs[1:], **allowed),
-    "a table of recipes": lambda runs, **allowed: mean_accuracies(
-        {str(i): [run] for i, run in enumerate(runs)}, **allowed
-    ),
+    "a table of recipes": lambda runs, **allowed: mean_accuracies({run["name"]: [run] for run in runs}, **allowed),
 }
 
 
-@pytest.mark.parametrize("compare", COMPARISONS.values(), ids=COMPARISONS)
-def test_runs_that_differ_are_compared_only_if_that_is_asked_for(compare):
-    run = load_run("target-8k/seed0")
-    compare([run, load_run("target-8k/seed1")])
-    for key, change in OTHERS.items():
-        wrong = next(iter(change.values()))
-        with pytest.raises(ValueError, match=rf"differs: .*target-8k/seed0.*{wrong} \(mine\).*may_differ=\('{key}',\)"):
-            compare([run, run | change | {"name": "mine"}])
-        with pytest.raises(ValueError, match=rf"may_differ=\('\w+', '{key}'\)"):  # what is to be added
-            compare([run, run | change], may_differ=[other for other in OTHERS if other != key][:1])
-        compare([run, run | change], may_differ=key)
-    everything = {key: value for change in OTHERS.values() for key, value in change.items()}
-    compare([run, run | everything], may_differ=tuple(OTHERS))
-    with pytest.raises(ValueError, match=r"may_differ to name some of data, .*precision, got \['format'\]"):
-        compare([run, run], may_differ=("format",))
+@pytest.fixture
+def run():
+    yield load_run("target-8k/seed0")
     plt.close("all")
 
 
-def test_a_record_that_does_not_tell_its_format_and_another_number_of_images_are_differences():
-    run = load_run("target-8k/seed0")
+@pytest.mark.parametrize("compare", COMPARISONS.values(), ids=COMPARISONS)
+def test_runs_that_differ_are_compared_only_if_that_is_asked_for(run, compare):
+    compare([run, load_run("target-8k/seed1")])
+    for key, change in OTHERS.items():
+        other = run | change | {"name": "mine"}
+        value = "30,000 training" if key == "train_count" else next(iter(change.values()))
+        with pytest.raises(ValueError, match=rf"\(target-8k/seed0\), {value}.* \(mine\).*may_differ=\('{key}',\)"):
+            compare([run, other])
+        allowed = [allowed for allowed in OTHERS if allowed != key]
+        with pytest.raises(ValueError, match=rf"may_differ=\('\w+', .*, '{key}'\)"):  # what is to be added
+            compare([run, other], may_differ=allowed)
+        compare([run, other], may_differ=key)
+    everything = {key: value for change in OTHERS.values() for key, value in change.items()} | {"name": "mine"}
+    with pytest.raises(ValueError, match=r"data: .*; evaluation set: .*; epochs: .*; number format: "):  # all at once
+        compare([run, run | everything])
+    compare([run, run | everything], may_differ=tuple(OTHERS))
+    with pytest.raises(ValueError, match=r"may_differ to name some of data, .*precision, got \['format'\]"):
+        compare([run, run], may_differ=("format",))
+
+
+def test_a_record_that_does_not_tell_its_format_and_another_number_of_images_are_differences(run):
     log = load_run("others/assignment-8k")
     with pytest.raises(
-        ValueError, match=r"number format differs: bfloat16 \(target-8k/seed0\), unknown format \(others"
+        ValueError, match=r"number format: bfloat16 \(target-8k/seed0\), unknown number format \(others"
     ):
         check_comparable([run, log])
     assert check_comparable([run, log], ("precision", "epochs")) == ["precision"]
     counted = run | {"train_count": 60_000, "test_count": 10_000}
     assert check_comparable([run, counted, counted]) == []  # an older record does not tell
-    few = counted | {"train_count": 600, "name": "few"}
-    with pytest.raises(ValueError, match=r"data differs: .*60,000 training and 10,000 test .*600 training.*\(few\)"):
-        check_comparable([counted, few])
+    for few in (counted | {"train_count": 600}, counted | {"test_count": 600}):
+        with pytest.raises(ValueError, match=r"number of images: 60,000 training, 10,000 test images.* 600 .*\(few\)"):
+            check_comparable([run, few | {"name": "few"}])
     held_out = counted | {"train_count": 50_000, "evaluated_on": "validation"}
-    assert check_comparable([counted, held_out], "evaluated_on") == ["evaluated_on"]
+    assert check_comparable([counted, held_out, run | {"evaluated_on": "validation"}], "evaluated_on") == [
+        "evaluated_on"
+    ]
 
 
-def test_what_differs_is_shown(capsys):
-    run = load_run("target-8k/seed0")
+def test_what_may_differ_between_recipes_may_not_within_one(run):
+    other = run | {"precision": "float32"}
+    assert mean_accuracies({"bfloat16": [run], "float32": [other, other]}, may_differ="precision")
+    with pytest.raises(ValueError, match=r"number format: bfloat16 .*, float32 "):
+        mean_accuracies({"bfloat16": [run, other], "float32": [other]}, may_differ="precision")
+    with pytest.raises(ValueError, match=r"expected records of 'float32', got none"):
+        mean_accuracies({"bfloat16": [run], "float32": []})
+
+
+def test_what_differs_is_shown(run, capsys):
     other = run | {"name": "mine", "precision": "float32", "epochs": 14, "evaluated_on": "validation"}
     print_runs([run, load_run("target-8k/seed1")])
     assert "float" not in capsys.readouterr().out  # nothing differs, nothing is said
@@ -439,4 +455,14 @@ def test_what_differs_is_shown(capsys):
     legend = {text.get_text() for text in plt.gcf().legends[0].texts}
     assert "Net8k (2 seeds, test, 15 epochs, bfloat16)" in legend
     assert {"wider (1 seeds, validation, 14 epochs, float32)", "mine (validation, 14 epochs, float32)"} <= legend
-    plt.close("all")
+    plot_networks({"both": [run, run | {"data": "digits", "precision": "float32"}]}, may_differ=tuple(OTHERS))
+    legend = {text.get_text() for text in plt.gcf().legends[0].texts}
+    assert "both (2 seeds, MNIST, bfloat16, digits, float32)" in legend
+    half = run | {"name": "half", "train_count": 30_000}
+    print_runs([run, half], may_differ="train_count")
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.endswith("set   number of images") and first.endswith("60,000 training, 10,000 test images")
+    assert second.endswith("30,000 training, 10,000 test images")
+    plot_runs([run, half], may_differ="train_count")
+    legend = {text.get_text() for text in plt.gcf().legends[0].texts}
+    assert "half (30,000 training, 10,000 test images)" in legend

@@ -11,6 +11,7 @@ from base64 import b64decode
 from functools import partial
 from io import BytesIO
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pace
@@ -19,8 +20,19 @@ from address import NOTEBOOKS
 from PIL import Image
 
 import model
+from checks import check_comparable, number_format
 from model import Net8k, NetTiny
-from utils import RESULTS, ROOT, check_target, evaluate, load_run, load_runs, load_weights, mean_accuracy
+from utils import (
+    RESULTS,
+    ROOT,
+    check_target,
+    evaluate,
+    load_run,
+    load_runs,
+    load_weights,
+    mean_accuracy,
+    results_folder,
+)
 
 HEADINGS = ["Target", "Set-up", "What changes and why", "Run", "Curves", "Result", "Analysis", "Next"]
 VARIES = "nbval-ignore-output"
@@ -127,6 +139,8 @@ def test_the_weights_of_another_run_would_be_noticed(mnist):
     [
         ("target-20k", 19_999, 19, 99.4, 99.56),
         ("target-8k", 7_999, 15, 99.4, 99.5),
+        ("float32-20k", 19_999, 19, 99.4, 99.56),
+        ("float32-8k", 7_999, 15, 99.4, 99.5),
         ("best-8k", 7_999, 15, 99.4, 99.5),
         ("best-20k", 19_999, 19, 99.4, 99.5),
         ("tiny", 3_000, 15, 99.3, 99.4),
@@ -139,6 +153,53 @@ def test_ten_seeds_hold_what_is_claimed(study, most, epochs, lowest, mean):
     target = {"max_parameters": most, "max_epochs": epochs, "accuracy": lowest, "last": 5}
     assert all(check_target(run, **target) for run in runs)
     assert np.mean([mean_accuracy(run, last=5) for run in runs]) >= mean
+
+
+@pytest.mark.parametrize("size", ["8k", "20k"])
+def test_the_pairs_of_notebook_9_differ_in_nothing_but_the_number_format(size):
+    for short, long in zip(load_runs(f"target-{size}"), load_runs(f"float32-{size}"), strict=True):
+        assert check_comparable([short, long], ("precision",)) == ["precision"]
+        assert number_format(short) == "bfloat16" and number_format(long) == "float32"
+        assert all(short[key] == long[key] for key in ("model", "parameters", "seed", "device", "threads"))
+        asked = short["arguments"] | {"name": long["name"], "bfloat16": False}
+        assert long["arguments"] == asked
+        for part in ("optimizer", "scheduler", "augmentation"):  # newer records have a key or two more
+            assert all(long["settings"][part][key] == value for key, value in short["settings"][part].items())
+        assert all(short["settings"][key] == long["settings"][key] for key in ("batch_size", "ema_decay"))
+    # The older half was trained with other versions, and another start of the average: that changes nothing at the end.
+    [older, newer] = (load_run(name)["history"] for name in (f"target-{size}/seed0", f"steps/target-{size}"))
+    assert older["train_loss"] == newer["train_loss"] and older["test_accuracy"][-5:] == newer["test_accuracy"][-5:]
+
+
+TRAINED = {  # by the notebooks that compare their own run with saved ones
+    "02_skeleton": {"run": "steps/skeleton"},
+    "03_regularisation": {"normed": "steps/skeleton-batchnorm"},
+    "04_target_20k": {"run": "target-20k/seed0"},
+    "05_capacity": {"run": "steps/net8k-plain"},
+    "06_augmentation": {"run": "steps/net8k-augmented"},
+    "07_target_8k": {"run": "target-8k/seed0"},
+}
+
+
+@pytest.mark.parametrize("change", [{"precision": "float32"}, {"data": "digits"}], ids=str)
+@pytest.mark.parametrize("stem", TRAINED)
+def test_a_run_made_elsewhere_is_compared_with_the_saved_ones(stem, change, tmp_path, monkeypatch, capsys):
+    """In another number format, or on the digits: the cells that compare, as they stand, with such a run."""
+    monkeypatch.setenv("MNIST_RESULTS", str(tmp_path))
+    [(variable, name)] = TRAINED[stem].items()
+    own = {key: value for key, value in load_run(name).items() if key != "arguments"} | change
+    path = results_folder(own["data"]) / f"{name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(own))
+    names, compared = {}, 0
+    exec("import numpy as np\nfrom utils import *", names)
+    for cell in code_cells(nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)):
+        if re.search(r"(load_runs?|print_runs|plot_runs)\(", cell.source) and "load_weights" not in cell.source:
+            names[variable] = own
+            exec(cell.source, names)
+            compared += "print_runs(" in cell.source or "plot_runs(" in cell.source
+    assert compared >= 2 and change.get("precision", "digits test") in capsys.readouterr().out
+    plt.close("all")
 
 
 @pytest.mark.slow

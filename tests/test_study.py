@@ -81,6 +81,18 @@ def test_one_s_own_runs_come_before_the_course_s_but_on_the_digits_only_all_toge
     assert [record["seconds"] for record in never(RUNS[:2])] == [3, 2]
 
 
+def test_a_notebook_s_own_run_in_another_number_format_is_none_of_the_study(place, monkeypatch):
+    monkeypatch.setattr("study.find_mnist", lambda: place)  # on MNIST
+    record, model = train(**RUNS[0])
+    course = record | {"data": "MNIST", "precision": "bfloat16 autocast", "arguments": RUNS[0]}
+    (place / "course" / "few").mkdir(parents=True)
+    (place / "course" / "few" / "0.json").write_text(json.dumps(course))
+    own = record | {"data": "MNIST", "seconds": 3}
+    for number_format, counts in (("float32", course), ("bfloat16 autocast", own | {"precision": "bfloat16 autocast"})):
+        save_run(own | {"precision": number_format}, model)
+        assert never(RUNS[:1]) == [counts]
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_trained(place, monkeypatch):
     (place / "file").touch()
     monkeypatch.setenv("MNIST_RESULTS", str(place / "file"))

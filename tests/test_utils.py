@@ -327,7 +327,7 @@ def test_plots_draw(few):
     loss_axis, accuracy_axis = plt.gcf().axes
     assert len(loss_axis.lines) == 4 and len(accuracy_axis.lines) == 6  # and the target's, and one for the legend
     legend = {text.get_text() for text in plt.gcf().legends[0].texts}
-    assert legend == {"few/short (digits)", "other", "target 99.4 %", "dashed: training images"}
+    assert legend == {"few/short (digits)", "other (MNIST)", "target 99.4 %", "dashed: training images"}
     low, high = accuracy_axis.get_ylim()
     assert low < min(run["history"]["test_accuracy"]) and high > 99.4 and len(accuracy_axis.get_yticks()) >= 3
     utils.plot_digits(few.test_images[:7], titles=list("abcdefg"), columns=5)
