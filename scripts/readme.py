@@ -111,11 +111,11 @@ if __name__ == "__main__":
         text = found.string[: found.start(1)] + table() + found.string[found.end(1) :]
         (ROOT / "README.md").write_text(text, encoding="utf-8", newline="\n")
     labels = {
-        "steps/target-20k": "Net20k, 14,157 parameters",
-        "steps/target-8k": "Net8k, 7,568 parameters",
-        "others/assignment-20k": "log of the 20k assignment",
-        "others/assignment-8k": "log of the 8k assignment",
+        "steps/target-20k": "Net20k",
+        "steps/target-8k": "Net8k",
+        "others/assignment-20k": "20k assignment",
+        "others/assignment-8k": "8k assignment",
     }
     runs = [load_run(name) | {"name": label} for name, label in labels.items()]
     plot_runs(runs, target=99.4, may_differ=("epochs", "precision"))  # a log does not tell its format
-    plt.gcf().savefig(RESULTS / "curves.png", dpi=150)
+    plt.gcf().savefig(RESULTS / "curves.png", dpi=150, bbox_inches="tight")
