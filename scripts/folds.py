@@ -1,0 +1,175 @@
+"""Which networks and recipes may reach notebook 12's marks? python scripts/folds.py
+
+Every candidate is trained on three folds: in each, another third of the last 30,000 training images is held out, and
+evaluated on; the test images are not touched. The records are the study ``folds``. What is missing is trained, in
+float32, two runs at a time (one takes three to eight minutes), and a table shows what there is.
+
+    python scripts/folds.py show                      only the table
+    python scripts/folds.py all29 all29-taught        only these candidates
+"""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mnist import Data
+from model import Best8k, Best20k, NetTiny
+from study import run_study
+from utils import fit, load_mnist, load_runs, load_weights, mean_accuracies, one_cycle
+
+AUGMENTATION = {"degrees": 10, "translate": 0.07, "scale": 0.1, "shear": 5}
+FOLDS = range(3)
+
+
+def tiny(widths: list[int]) -> NetTiny:
+    """The network of notebook 12 whose last three blocks share their filters."""
+    return NetTiny(tuple(widths), shared=True)
+
+
+def all_shared(width: int, kernel: int) -> NetTiny:
+    """As ``tiny``, but all four blocks share them; with a first filter of 3 × 3, the maps are 13 × 13 to 5 × 5."""
+    model = tiny([width] * 5)
+    layers = list(model.layers)
+    layers[0] = nn.Conv2d(1, width, kernel, bias=False)
+    layers[4:6] = layers[8:10]
+    layers[20] = nn.AvgPool2d((29 - kernel) // 2 - 8)
+    model.layers = nn.Sequential(*layers)
+    return model
+
+
+def looped(width: int, blocks: list[int], pads: list[int]) -> NetTiny:
+    """As ``all_shared``, of any number of blocks: which pair of filters each one uses, and by how much it pads."""
+    pairs, side = {}, 13
+    layers = [nn.Conv2d(1, width, 3, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.SiLU()]
+    for block, pad in zip(blocks, pads):
+        depthwise = nn.Conv2d(width, width, 3, padding=pad, groups=width, bias=False)
+        pointwise = nn.Conv2d(width, width, 1, bias=False)
+        if block in pairs:
+            depthwise.weight, pointwise.weight = pairs[block]
+        pairs[block] = depthwise.weight, pointwise.weight
+        layers += [depthwise, pointwise, nn.BatchNorm2d(width), nn.SiLU()]
+        side -= 2 - 2 * pad
+    layers += [nn.AvgPool2d(side), nn.Conv2d(width, 10, 1)]
+    model = NetTiny()
+    model.layers = nn.Sequential(*layers)
+    return model
+
+
+NETWORKS = {"tiny": tiny, "all": all_shared, "looped": looped, "Best8k": Best8k, "Best20k": Best20k}
+S27 = {"network": ["tiny", {"widths": [8, 27, 27, 27, 27]}]}
+ALL29 = {"network": ["all", {"width": 29, "kernel": 3}]}
+DEEP28 = {"network": ["looped", {"width": 28, "blocks": [0] * 6, "pads": [1, 0, 1, 0, 0, 0]}]}
+TWO51 = {"network": ["looped", {"width": 51, "blocks": [0, 0, 0, 1, 1, 1], "pads": [1, 0, 0, 1, 0, 0]}]}
+BEST_8K = {"network": "Best8k"}
+BEST_20K = {"network": "Best20k", "epochs": 19, "augmented_epochs": 10}
+TAUGHT = {"loss": "distillation"}
+CANDIDATES = {
+    "teacher": BEST_20K,
+    "best20k-taught": BEST_20K | TAUGHT,
+    "best20k-elastic": BEST_20K | {"elastic": 0.03},
+    "best20k-elastic-15": BEST_20K | {"elastic": 0.03, "augmented_epochs": 15},
+    "best8k": BEST_8K,
+    "best8k-taught": BEST_8K | TAUGHT,
+    "best8k-elastic": BEST_8K | {"elastic": 0.03},
+    "best8k-elastic-12": BEST_8K | {"elastic": 0.03, "augmented_epochs": 12},
+    "best8k-12": BEST_8K | {"augmented_epochs": 12},
+    "two51": TWO51,
+    "s27": S27,
+    "s27-taught": S27 | TAUGHT,
+    "all29": ALL29,
+    "all29-taught": ALL29 | TAUGHT,
+    "deep28-taught": DEEP28 | TAUGHT,
+}
+
+
+def arguments(candidate: str, fold: int, seed: int = 0) -> dict:
+    """Return the arguments of one run."""
+    run = {"name": f"folds/{candidate}-fold{fold}-seed{seed}", "epochs": 15, "augmented_epochs": 8}
+    run |= {"fold": fold, "seed": seed} | CANDIDATES[candidate]
+    return run | ({"teachers": [f"folds/teacher-fold{fold}-seed{seed}"]} if "loss" in run else {})
+
+
+def held_out(fold: int) -> Data:
+    """Return MNIST with one of the last three blocks of 10,000 training images held out, to be evaluated on."""
+    data = load_mnist()
+    images, labels = data.train_images, data.train_labels
+    out = torch.arange(50_000 - 10_000 * fold, 60_000 - 10_000 * fold)
+    kept = torch.ones(60_000, dtype=torch.bool)
+    kept[out] = False
+    parts = {"train_images": images[kept], "train_labels": labels[kept]}
+    return replace(data, evaluated_on="validation", test_images=images[out], test_labels=labels[out], **parts)
+
+
+def train(
+    name: str,
+    network: str | list,
+    seed: int,
+    fold: int,
+    epochs: int,
+    augmented_epochs: int,
+    elastic: float = 0.0,
+    loss: str | None = None,
+    teachers: tuple[str, ...] = (),
+) -> tuple[dict, nn.Module]:
+    """One run by the recipe of notebook 12, which also explains the teacher."""
+    data = held_out(fold)
+    torch.manual_seed(seed)
+    kind, widths = (network, {}) if isinstance(network, str) else network
+    model = NETWORKS[kind](**widths)
+    batches = math.ceil(len(data.train_labels) / 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=3e-5)
+    large = [load_weights(Best20k(), teacher).to(memory_format=torch.channels_last) for teacher in teachers]
+
+    def distillation(logits, labels, images):
+        with torch.inference_mode():
+            images = images.contiguous(memory_format=torch.channels_last)
+            probabilities = sum((teacher(images) / 3).softmax(1) for teacher in large) / len(large)
+        soft = 3**2 * F.cross_entropy(logits / 3, probabilities.clone())
+        return 0.9 * soft + 0.1 * F.cross_entropy(logits, labels)
+
+    run = fit(
+        model,
+        data,
+        name=name,
+        optimizer=optimizer,
+        scheduler=one_cycle(optimizer, epochs * batches),
+        loss=distillation if loss else None,
+        epochs=epochs,
+        batch_size=64,
+        seed=seed,
+        augmentation=AUGMENTATION | ({"elastic": elastic} if elastic else {}),
+        augmented_epochs=augmented_epochs,
+        ema_decay=1 - 1 / batches,
+        bfloat16=False,
+        checkpoint=True,
+    )
+    return run, model
+
+
+def table() -> None:
+    """Print the mean accuracy of each candidate's last five epochs, on each fold, as far as there are records."""
+    runs = {}
+    for run in load_runs("folds"):
+        runs.setdefault(run["name"].removeprefix("folds/").split("-fold")[0], []).append(run)
+    means = mean_accuracies(runs, may_differ=("epochs",))
+    for candidate, of in runs.items():
+        folds = {run["arguments"]["fold"]: mean for run, mean in zip(of, means[candidate])}
+        each = "  ".join(f"{folds[fold]:.3f}" if fold in folds else "   ...." for fold in FOLDS)
+        print(f"{candidate:20} {of[0]['parameters']:6,}  {each}  mean {np.mean(means[candidate]):.3f}")
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(CANDIDATES)
+    if chosen != ["show"]:
+        for fold in FOLDS:
+            run_study("folds", train, [arguments("teacher", fold)], n_jobs=1)
+            run_study("folds", train, [arguments(candidate, fold) for candidate in chosen], n_jobs=2)
+    table()
