@@ -103,16 +103,22 @@ def image_counts(run: dict) -> str:
     return f"{train_count:,} training, {run.get('test_count', 10_000):,} {run['evaluated_on']} images"
 
 
-def legend_words(run: dict, differing: list[str]) -> list[str]:
-    """Return what a legend says of a run: its data, if it is not MNIST, and those keys of ``COMPARED`` that differ."""
-    words = {
-        "data": run["data"],
-        "train_count": image_counts(run),
-        "evaluated_on": run["evaluated_on"],
-        "epochs": f"{run['epochs']} epochs",
-        "precision": number_format(run),
-    }
-    return [word for key, word in words.items() if key in differing or (key == "data" and word != "MNIST")]
+def legend_label(name: str, runs: list[dict], differing: list[str], *words: str) -> str:
+    """Return the name, and in brackets what else a legend says of these runs, each word once.
+
+    That is: the words; the data, if they are not MNIST; and those keys of ``COMPARED`` that differ in the picture.
+    """
+    said = list(words)
+    for run in runs:
+        of = {
+            "data": run["data"],
+            "train_count": image_counts(run),
+            "evaluated_on": run["evaluated_on"],
+            "epochs": f"{run['epochs']} epochs",
+            "precision": number_format(run),
+        }
+        said += [word for key, word in of.items() if key in differing or (key == "data" and word != "MNIST")]
+    return f"{name} ({', '.join(dict.fromkeys(said))})" if said else name
 
 
 def check_images(images: torch.Tensor) -> None:

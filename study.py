@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from checks import check_comparable, check_percent, legend_words, number_format
+from checks import check_comparable, check_percent, legend_label, number_format
 from files import shown
 from mnist import ROOT, find_mnist
 from utils import RESULTS, check_folder, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
@@ -248,12 +248,10 @@ def plot_networks(
     for (name, of), color in zip(runs.items(), colors):
         means = [mean_accuracy(run) for run in of]
         error = np.std(means, ddof=1) if len(means) > 1 else None
-        words = dict.fromkeys(word for run in of for word in legend_words(run, differing))  # each of them once
-        label = f"{name} ({', '.join([f'{len(of)} seeds', *words])})"
+        label = legend_label(name, of, differing, f"{len(of)} seeds")
         axis.errorbar(of[0]["parameters"], np.mean(means), yerr=error, fmt="o", color=color, capsize=3, label=label)
     for run in yours or []:
-        words = legend_words(run, differing)
-        label = run["name"] + (f" ({', '.join(words)})" if words else "")
+        label = legend_label(run["name"], [run], differing)
         axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=label)
     axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
     counts = [network["parameters"] for network in [*published, *(of[0] for of in runs.values()), *(yours or [])]]

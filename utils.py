@@ -38,7 +38,7 @@ from checks import (
     check_percent,
     check_training,
     image_counts,
-    legend_words,
+    legend_label,
     mark_trained,
     number_format,
     training_settings,
@@ -705,11 +705,11 @@ def print_runs(runs: list[dict], last: int = 5, *, may_differ: str | tuple[str, 
     """
     check_count("last", last)
     differing = check_comparable(runs, may_differ)
-    columns = {"set": [f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}" for run in runs]}
+    sets = [f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}" for run in runs]
+    columns = [["set", *sets]]
     for key, word in (("train_count", image_counts), ("precision", number_format)):
         if key in differing:
-            columns[COMPARED[key]] = [word(run) for run in runs]
-    columns = [[head, *words] for head, words in columns.items()]
+            columns.append([COMPARED[key], *map(word, runs)])
     ends = ["  ".join(f"{word:{max(map(len, column))}}" for word, column in zip(row, columns)) for row in zip(*columns)]
     width = max((len(run["name"]) for run in runs), default=0)
     print(f"{'run':{width}}  parameters  epochs  lowest   mean  final  {ends[0].rstrip()}")
@@ -787,8 +787,7 @@ def plot_runs(
     differing = [key for key in check_comparable(runs, may_differ) if key != "epochs"]  # which the axis shows
     figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
     for run, color, marker in zip(runs, colors, markers):
-        words = legend_words(run, differing)
-        label = run["name"] + (f" ({', '.join(words)})" if words else "")
+        label = legend_label(run["name"], [run], differing)
         for axis, quantity in ((loss_axis, "loss"), (accuracy_axis, "accuracy")):
             for part, style in (("train", "--"), ("test", "-")):
                 values = run["history"][f"{part}_{quantity}"]
