@@ -8,24 +8,23 @@ float32, two runs at a time (one takes three to eight minutes), and a table show
     python scripts/folds.py all29 all29-taught        only these candidates
 """
 
-import math
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+import frontier
 from mnist import Data
 from model import Best8k, Best20k, NetTiny
 from study import run_study
-from utils import fit, load_mnist, load_runs, load_weights, mean_accuracies, one_cycle
+from utils import load_mnist, load_runs, mean_accuracies
 
-AUGMENTATION = {"degrees": 10, "translate": 0.07, "scale": 0.1, "shear": 5}
 FOLDS = range(3)
 
 
@@ -45,17 +44,20 @@ def all_shared(width: int, kernel: int) -> NetTiny:
     return model
 
 
-def looped(width: int, blocks: list[int], pads: list[int]) -> NetTiny:
-    """As ``all_shared``, of any number of blocks: which pair of filters each one uses, and by how much it pads."""
+def looped(width: int, blocks: list[int], pads: list[int], affine: bool = True) -> NetTiny:
+    """As ``all_shared``, of any number of blocks: which pair of filters each one uses, and by how much it pads.
+
+    Without ``affine``, the BatchNorms of all blocks but the last have no weights.
+    """
     pairs, side = {}, 13
     layers = [nn.Conv2d(1, width, 3, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.SiLU()]
-    for block, pad in zip(blocks, pads):
+    for number, (block, pad) in enumerate(zip(blocks, pads), 1):
         depthwise = nn.Conv2d(width, width, 3, padding=pad, groups=width, bias=False)
         pointwise = nn.Conv2d(width, width, 1, bias=False)
         if block in pairs:
             depthwise.weight, pointwise.weight = pairs[block]
         pairs[block] = depthwise.weight, pointwise.weight
-        layers += [depthwise, pointwise, nn.BatchNorm2d(width), nn.SiLU()]
+        layers += [depthwise, pointwise, nn.BatchNorm2d(width, affine=affine or number == len(blocks)), nn.SiLU()]
         side -= 2 - 2 * pad
     layers += [nn.AvgPool2d(side), nn.Conv2d(width, 10, 1)]
     model = NetTiny()
@@ -67,6 +69,7 @@ NETWORKS = {"tiny": tiny, "all": all_shared, "looped": looped, "Best8k": Best8k,
 S27 = {"network": ["tiny", {"widths": [8, 27, 27, 27, 27]}]}
 ALL29 = {"network": ["all", {"width": 29, "kernel": 3}]}
 DEEP28 = {"network": ["looped", {"width": 28, "blocks": [0] * 6, "pads": [1, 0, 1, 0, 0, 0]}]}
+LEAN31 = {"network": ["looped", {"width": 31, "blocks": [0] * 6, "pads": [1, 0, 1, 0, 0, 0], "affine": False}]}
 TWO51 = {"network": ["looped", {"width": 51, "blocks": [0, 0, 0, 1, 1, 1], "pads": [1, 0, 0, 1, 0, 0]}]}
 BEST_8K = {"network": "Best8k"}
 BEST_20K = {"network": "Best20k", "epochs": 19, "augmented_epochs": 10}
@@ -80,13 +83,19 @@ CANDIDATES = {
     "best8k-taught": BEST_8K | TAUGHT,
     "best8k-elastic": BEST_8K | {"elastic": 0.03},
     "best8k-elastic-12": BEST_8K | {"elastic": 0.03, "augmented_epochs": 12},
+    "best8k-elastic-15": BEST_8K | {"elastic": 0.03, "augmented_epochs": 15},
     "best8k-12": BEST_8K | {"augmented_epochs": 12},
     "two51": TWO51,
     "s27": S27,
     "s27-taught": S27 | TAUGHT,
     "all29": ALL29,
     "all29-taught": ALL29 | TAUGHT,
+    "all29-elastic-12": ALL29 | {"elastic": 0.03, "augmented_epochs": 12},
+    "deep28": DEEP28,
     "deep28-taught": DEEP28 | TAUGHT,
+    "deep28-taught-4": DEEP28 | TAUGHT | {"augmented_epochs": 4},
+    "lean31-taught": LEAN31 | TAUGHT,
+    "deep28-elastic-12": DEEP28 | {"elastic": 0.03, "augmented_epochs": 12},
 }
 
 
@@ -111,47 +120,16 @@ def held_out(fold: int) -> Data:
 def train(
     name: str,
     network: str | list,
-    seed: int,
     fold: int,
-    epochs: int,
-    augmented_epochs: int,
     elastic: float = 0.0,
-    loss: str | None = None,
-    teachers: tuple[str, ...] = (),
+    loss: str = "cross-entropy",
+    **recipe: int | str | list[str],
 ) -> tuple[dict, nn.Module]:
-    """One run by the recipe of notebook 12, which also explains the teacher."""
-    data = held_out(fold)
-    torch.manual_seed(seed)
-    kind, widths = (network, {}) if isinstance(network, str) else network
-    model = NETWORKS[kind](**widths)
-    batches = math.ceil(len(data.train_labels) / 64)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=3e-5)
-    large = [load_weights(Best20k(), teacher).to(memory_format=torch.channels_last) for teacher in teachers]
-
-    def distillation(logits, labels, images):
-        with torch.inference_mode():
-            images = images.contiguous(memory_format=torch.channels_last)
-            probabilities = sum((teacher(images) / 3).softmax(1) for teacher in large) / len(large)
-        soft = 3**2 * F.cross_entropy(logits / 3, probabilities.clone())
-        return 0.9 * soft + 0.1 * F.cross_entropy(logits, labels)
-
-    run = fit(
-        model,
-        data,
-        name=name,
-        optimizer=optimizer,
-        scheduler=one_cycle(optimizer, epochs * batches),
-        loss=distillation if loss else None,
-        epochs=epochs,
-        batch_size=64,
-        seed=seed,
-        augmentation=AUGMENTATION | ({"elastic": elastic} if elastic else {}),
-        augmented_epochs=augmented_epochs,
-        ema_decay=1 - 1 / batches,
-        bfloat16=False,
-        checkpoint=True,
-    )
-    return run, model
+    """One run by the recipe of notebook 12, on one of the folds."""
+    kind, shape = (network, {}) if isinstance(network, str) else network
+    augmentation = frontier.AUGMENTATION | ({"elastic": elastic} if elastic else {})
+    make = partial(NETWORKS[kind], **shape)
+    return frontier.train(name, make, data=held_out(fold), augmentation=augmentation, loss=loss, **recipe)
 
 
 def table() -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torchsummary import summary
 
-from model import Best8k, Best20k, ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetTiny, Skeleton
+from model import Best8k, Best20k, ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetLoop, NetTiny, Skeleton
 from utils import ROOT
 
 # Parameters and receptive field, as the docstrings have them.
 NETWORKS = {
     LeNet5: (61_706, 16), ConvLeNet: (2_742, 16), Skeleton: (15_962, 18), Net20k: (14_157, 58), Net8k: (7_568, 20),
-    NetFast: (18_010, 25), NetTiny: (2_946, 22), Best8k: (7_918, 22), Best20k: (19_098, 22),
+    NetFast: (18_010, 25), NetTiny: (2_946, 22), NetLoop: (1_970, 28), Best8k: (7_918, 22), Best20k: (19_098, 22),
 }  # fmt: skip
 each_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 
