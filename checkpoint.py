@@ -1,7 +1,7 @@
 """Stop and go on: the state of a training in a file.
 
 ``utils.fit`` writes a checkpoint after every epoch if it is asked to. A run that was killed then goes on after its last
-whole epoch, and ends with the weights, bit for bit, of a run that was never stopped (notebook 4).
+whole epoch, and ends with the weights, bit for bit, of a run that was never stopped (notebook 6).
 """
 
 import io

@@ -121,8 +121,10 @@ def changed(idea: str) -> NetTiny:
         layers[20] = nn.Conv2d(24, 24, 4, groups=24, bias=False)
     elif idea == "straight digits":
         layers.insert(0, Deskew())
-    else:
+    elif idea == "thin-plate distortions":
         layers.insert(0, ThinPlate(largest=0.05, count=8 * 50_000))  # eight epochs, without the validation images
+    else:
+        raise ValueError(f"expected one of {', '.join(IDEAS)}, got {idea!r}")
     model.layers = nn.Sequential(*layers)
     return model
 
@@ -174,6 +176,7 @@ class Muon(torch.optim.SGD):
 
     def __init__(self, model: nn.Module, lr: float, **settings: float):
         pointwise = [layer.weight for layer in model.layers[:-1] if getattr(layer, "kernel_size", 0) == (1, 1)]
+        pointwise = list(dict.fromkeys(pointwise))  # shared ones once
         others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in pointwise)]
         groups = [{"params": pointwise, "lr": 0.02, "momentum": 0, "nesterov": False}, {"params": others}]
         super().__init__(groups, lr=lr, momentum=0.9, nesterov=True, **settings)
@@ -257,11 +260,11 @@ def train(
         teachers: for ``"distillation"``: saved runs of ``Best20k``, on the same training images.
         average: whether an average of the weights is tested and kept.
         validation: hold out 10,000 training images, and evaluate on them instead of the test images.
-        data: other images than MNIST's.
+        data: other images than MNIST's; ``validation`` then says nothing.
 
     Returns:
-        The record of ``fit``, which also has ``shifted_accuracy``, in percent: the logits of five copies of each image,
-        shifted by one pixel, are added. And the trained network.
+        The record of ``fit``, which also has ``shifted_accuracy``, in percent: the logits of each image, and of
+        four copies shifted by one pixel, are added. And the trained network.
     """
     data = data or load_mnist(validation=validation)
     torch.manual_seed(seed)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from checks import check_count, check_percent
-from utils import Data, check_target, evaluate, fit, load_mnist, normalize, parameters_by_layer, plot_layers, predict
+from plots import parameters_by_layer, plot_layers
+from utils import Data, check_target, evaluate, fit, load_mnist, normalize, predict
 
 
 def grade(
@@ -225,12 +226,12 @@ def _advice(run: dict, accuracy: float, last: int) -> str:
     if max(counted) >= accuracy:
         return (
             f"Some of these epochs hold {accuracy:g}: they differ by {max(counted) - min(counted):.2f}. A learning "
-            "rate that falls to nearly zero, or averaged weights, make the end calmer (notebook 7)."
+            "rate that falls to nearly zero, or averaged weights, make the end calmer (notebook 5)."
         )
     if trained > accuracy:
         return (
             f"The training images are read better ({trained:.2f}) than the target asks: the network overfits. "
-            "Augmentation (notebook 6) or a smaller network may help."
+            "Augmentation (notebook 4) or a smaller network may help."
         )
     return (
         f"The training images are not read well enough either ({trained:.2f}; augmented ones are harder). The network "

@@ -1,9 +1,8 @@
-"""Many runs: trained several at a time, killed and resumed, and compared (notebooks 9, 11 and 12)."""
+"""Many runs: trained several at a time, killed and resumed (notebooks 9 and 12)."""
 
 import contextlib
 import functools
 import io
-import json
 import os
 import sys
 import threading
@@ -12,15 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import joblib
-import matplotlib.pyplot as plt
-import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from checks import check_comparable, check_percent, legend_label, number_format
+from checks import number_format
 from files import shown
 from mnist import ROOT, find_mnist
-from utils import RESULTS, check_folder, check_json, check_name, mean_accuracy, read_record, results_folder, save_run
+from utils import RESULTS, check_folder, check_json, check_name, read_record, results_folder, save_run
 
 
 def run_study(
@@ -30,7 +27,7 @@ def run_study(
 
     Records are looked for where ``save_run`` writes them, and then among the course's own. On the digits these count
     only if all of them are there: runs on MNIST are not mixed with others. (A run that a notebook trained by itself, as
-    4 and 7 do, takes the place of the course's only if it is in the same number format.) A run is saved as soon as it
+    6 and 7 do, takes the place of the course's only if it is in the same number format.) A run is saved as soon as it
     ends; so a study that was stopped, or killed, goes on where it was when it is started again. (If ``train`` lets
     ``fit`` write checkpoints, so do the runs that were in progress.) joblib does the work. Inside
     ``joblib.parallel_config(backend="dask")``, or ``"ray"`` after ``ray.util.joblib.register_ray()``, the runs go to
@@ -150,7 +147,7 @@ def _find(run: dict, folders: list[Path]) -> Path | None:
                     f"{path} was made with {record['arguments']}, not with {run}: rename the run, or delete the file"
                 )
             return path
-        # A notebook that trains one run of a study by itself (4 and 7) saves it without arguments. On another processor
+        # A notebook that trains one run of a study by itself (6 and 7) saves it without arguments. On another processor
         # it can be in another number format: then it belongs to no study of ours.
         course = RESULTS / f"{run['name']}.json"
         other_format = course.is_file() and number_format(read_record(course)) != number_format(record)
@@ -204,60 +201,3 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def plot_networks(
-    runs: dict[str, list[dict]],
-    yours: list[dict] | None = None,
-    last: int = 5,
-    target: float = 99.4,
-    *,
-    may_differ: str | tuple[str, ...] = (),
-) -> None:
-    """Show parameters against accuracy: published networks as crosses, ours as dots with one standard deviation.
-
-    The accuracy of ours is the mean over the last five epochs and over the runs. The published figures are counted in
-    different ways: see ``notebooks/results/published.json``.
-
-    Args:
-        runs: for each network, named as in the picture, its records; one to seven networks.
-        yours: more records, each with a star of its own.
-        last: the number of final epochs over which the accuracy of ``yours`` is the mean.
-        target: an accuracy in percent, drawn as a horizontal line.
-        may_differ: see ``utils.print_runs``. The legend says in what the runs differ.
-
-    Raises:
-        ValueError: there are no networks, or more than seven, or one has no records, or records of different networks;
-            the target is no percentage; the runs differ in something that ``may_differ`` does not name.
-    """
-    check_percent(target)
-    colors = ("#111b3a", "#2a9d6f", "#d98e04", "#6a4c93", "#8fb8de", "#8c564b", "#d16ba5")
-    if not 1 <= len(runs) <= len(colors) or not all(runs.values()):
-        raise ValueError(f"expected one to {len(colors)} networks, each with records, got {list(runs)}")
-    for name, of in runs.items():
-        if len(counts := {run["parameters"] for run in of}) > 1:
-            raise ValueError(f"expected records of one network as {name!r}, got some of {sorted(counts)} parameters")
-    differing = check_comparable([run for of in (*runs.values(), yours or []) for run in of], may_differ)
-    published = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
-    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
-    for network in published:
-        point = network["parameters"], network["accuracy"]
-        side = {"xytext": (6, -3)} if point[0] < 100_000 else {"xytext": (-6, -3), "ha": "right"}
-        axis.plot(*point, "x", color="#888888")
-        axis.annotate(network["name"], point, textcoords="offset points", fontsize=8, color="#666666", **side)
-    for (name, of), color in zip(runs.items(), colors):
-        means = [mean_accuracy(run) for run in of]
-        error = np.std(means, ddof=1) if len(means) > 1 else None
-        label = legend_label(name, of, differing, f"{len(of)} seeds")
-        axis.errorbar(of[0]["parameters"], np.mean(means), yerr=error, fmt="o", color=color, capsize=3, label=label)
-    for run in yours or []:
-        label = legend_label(run["name"], [run], differing)
-        axis.plot(run["parameters"], mean_accuracy(run, last), "*", color="#b22222", markersize=13, label=label)
-    axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
-    counts = [network["parameters"] for network in [*published, *(of[0] for of in runs.values()), *(yours or [])]]
-    axis.set(xlabel="parameters", ylabel="accuracy (%)", xscale="log", xlim=(0.7 * min(counts), 2 * max(counts)))
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2 if differing else 3, frameon=False)
-    plt.show()

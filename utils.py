@@ -1,6 +1,6 @@
 """The tools of notebooks 1 to 7, in the order in which the data flows through them:
 
-load (in mnist.py) -> train -> evaluate -> record -> plot -> check
+load (in mnist.py) -> train -> evaluate -> record -> check
 
 ``train_epoch`` is the loop of notebook 1; after it comes what later notebooks add to it. Pixel values run from 0
 (background) to 255 (ink) until ``normalize``; accuracies are in percent.
@@ -16,12 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.ticker import LogLocator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -29,7 +26,6 @@ from tqdm import tqdm
 
 from checkpoint import Checkpoint, identity, torch_bytes
 from checks import (
-    COMPARED,
     COMPILED,
     check_comparable,
     check_count,
@@ -37,10 +33,7 @@ from checks import (
     check_labels,
     check_percent,
     check_training,
-    image_counts,
-    legend_label,
     mark_trained,
-    number_format,
     training_settings,
     unwrapped,
 )
@@ -56,18 +49,6 @@ UNWRITABLE = (
 )
 PROGRESS = ("history", "elapsed", "epoch_threads", "continued_after")  # of a record, in a checkpoint
 MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, scaled to 0..1
-
-# In a notebook, the page gets the course's figures, whatever MPLBACKEND or a personal configuration file asks for.
-if hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel"):
-    from matplotlib_inline.backend_inline import set_matplotlib_formats
-    from matplotlib_inline.config import InlineBackend
-
-    matplotlib.use("module://matplotlib_inline.backend_inline")
-    matplotlib.rcdefaults()
-    InlineBackend.instance().print_figure_kwargs = {"bbox_inches": "tight"}
-    InlineBackend.instance().close_figures = True
-    set_matplotlib_formats("png")
-
 
 # --------------------------------------------------------------- train ----
 
@@ -102,7 +83,7 @@ def train_epoch(
     for batch in torch.randperm(train_count).to(device).split(batch_size):
         images = data.train_images[batch]
         labels = data.train_labels[batch]
-        if augmentation:  # + notebook 6
+        if augmentation:  # + notebook 4
             images = augment(images, **augmentation)
         images = normalize(images)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):  # + notebook 8: shorter numbers
@@ -114,9 +95,9 @@ def train_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if scheduler:  # + notebook 7: the learning rate of the next step
+        if scheduler:  # + notebook 5: the learning rate of the next step
             scheduler.step()
-        if average:  # + notebook 7: the average of the weights
+        if average:  # + notebook 5: the average of the weights
             average.update(model)
         loss_sum += loss.detach() * len(labels)
         correct += (logits.argmax(1) == labels).sum()
@@ -172,7 +153,7 @@ def augment(images: torch.Tensor, *, degrees=0.0, translate=0.0, scale=0.0, shea
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.2) -> OneCycleLR:
-    """Return the schedule of notebook 7: the rate rises to the optimizer's ``lr``, and then falls to nearly zero.
+    """Return the schedule of notebook 5: the rate rises to the optimizer's ``lr``, and then falls to nearly zero.
 
     Args:
         optimizer: its ``lr``, one for each parameter group, is the peak.
@@ -193,7 +174,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.2
 
 
 class Average:
-    """An exponential moving average of a model's weights, and of BatchNorm's statistics. Notebook 7.
+    """An exponential moving average of a model's weights, and of BatchNorm's statistics. Notebook 5.
 
     At every step it keeps the fraction ``decay`` of itself and takes the rest from the model. At the start it keeps
     less: n / (9 + n) after n steps, so that the untrained weights are soon forgotten.
@@ -678,7 +659,7 @@ def mean_accuracies(
     Args:
         recipes: for each its records, most often of several seeds, all alike.
         last: the number of final epochs.
-        may_differ: see ``print_runs``: in what one recipe may differ from another.
+        may_differ: see ``plots.print_runs``: in what one recipe may differ from another.
 
     Raises:
         ValueError: a recipe has no records; the runs differ in something that ``may_differ`` does not name.
@@ -689,169 +670,6 @@ def mean_accuracies(
         check_comparable(runs)
     check_comparable([run for runs in recipes.values() for run in runs], may_differ)
     return {recipe: [mean_accuracy(run, last) for run in runs] for recipe, runs in recipes.items()}
-
-
-def print_runs(runs: list[dict], last: int = 5, *, may_differ: str | tuple[str, ...] = ()) -> None:
-    """Print a table of runs, with the accuracies (percent) of the last ``last`` epochs, and on which set they are.
-
-    Args:
-        runs: records that can be compared.
-        last: the number of final epochs.
-        may_differ: in what they may differ all the same: some of ``"data"``, ``"train_count"`` (fewer images),
-            ``"evaluated_on"``, ``"epochs"`` and ``"precision"`` (the number format, notebook 8). A column says it.
-
-    Raises:
-        ValueError: the runs differ in something that ``may_differ`` does not name; ``last`` is below 1.
-    """
-    check_count("last", last)
-    differing = check_comparable(runs, may_differ)
-    sets = [f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}" for run in runs]
-    columns = [["set", *sets]]
-    for key, word in (("train_count", image_counts), ("precision", number_format)):
-        if key in differing:
-            columns.append([COMPARED[key], *map(word, runs)])
-    ends = ["  ".join(f"{word:{max(map(len, column))}}" for word, column in zip(row, columns)) for row in zip(*columns)]
-    width = max((len(run["name"]) for run in runs), default=0)
-    print(f"{'run':{width}}  parameters  epochs  lowest   mean  final  {ends[0].rstrip()}")
-    for run, end in zip(runs, ends[1:]):
-        accuracies = run["history"]["test_accuracy"][-last:]
-        print(
-            f"{run['name']:{width}}  {run['parameters']:10,}  {run['epochs']:6}  "
-            f"{min(accuracies):6.2f}  {np.mean(accuracies):5.2f}  {accuracies[-1]:5.2f}  {end.rstrip()}"
-        )
-
-
-# ---------------------------------------------------------------- plot ----
-
-
-def plot_digits(images: torch.Tensor, titles: list[str] | None = None, columns: int = 10) -> None:
-    """Show images, ``(N, 1, 28, 28)`` with pixel values 0 to 255, as dark ink on white, in rows of ``columns``."""
-    check_images(images)
-    if len(images) == 0:
-        print("no images")
-        return
-    rows = math.ceil(len(images) / columns)
-    lines = max(title.count("\n") + 1 for title in titles) if titles else 0
-    height = rows * (7 / columns + (0.1 + 0.15 * lines if lines else 0))
-    figure, axes = plt.subplots(rows, columns, figsize=(7, height), squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    for index, axis in enumerate(axes.flat):
-        axis.axis("off")
-        if index < len(images):
-            axis.imshow(images[index, 0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=255)
-            if titles:
-                axis.set_title(titles[index], fontsize=9, pad=2)
-    plt.show()
-
-
-def plot_mistakes(model: nn.Module, data: Data, count: int = 20) -> None:
-    """Show the wrongly classified test images, the surest mistakes first, each titled "label → guess".
-
-    Args:
-        model: see ``predict``.
-        data: what ``load_mnist`` returned.
-        count: how many to show, at most.
-    """
-    probabilities = predict(model, data.test_images).softmax(1)
-    confidence, guesses = probabilities.max(1)
-    wrong = (guesses != data.test_labels).nonzero().flatten()
-    wrong = wrong[confidence[wrong].argsort(descending=True)]
-    print(f"{len(wrong)} of {len(guesses):,} are wrong; the {min(count, len(wrong))} surest mistakes, label -> guess:")
-    if len(wrong):
-        first = wrong[:count]
-        plot_digits(data.test_images[first], [f"{data.test_labels[i]} → {guesses[i]}" for i in first])
-
-
-def plot_runs(
-    runs: list[dict], target: float | None = None, last: int | None = None, *, may_differ: str | tuple[str, ...] = ()
-) -> None:
-    """Show the loss and the accuracy of runs, epoch by epoch: dashed while training, solid on the test images.
-
-    The accuracy axis is stretched towards 100 %, where the differences are.
-
-    Args:
-        runs: one to five records, as ``fit`` and ``load_run`` return them, that can be compared.
-        target: an accuracy in percent, drawn as a horizontal line.
-        last: shade the last so many epochs of the first run, the ones that count.
-        may_differ: see ``print_runs``. The legend says in what the runs differ.
-
-    Raises:
-        ValueError: there is no run, or more than five, or the target is no percentage; the runs differ in something
-            that ``may_differ`` does not name.
-    """
-    # Dark to light, so that they differ when printed in grey; the markers tell them apart as well.
-    colors, markers = ("#111b3a", "#b22222", "#2a9d6f", "#d98e04", "#8fb8de"), "os^Dv"
-    check_percent(target or 0)
-    if not 1 <= len(runs) <= len(colors):
-        raise ValueError(f"expected one to {len(colors)} runs, which stay legible, got {len(runs)}")
-    differing = [key for key in check_comparable(runs, may_differ) if key != "epochs"]  # which the axis shows
-    figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
-    for run, color, marker in zip(runs, colors, markers):
-        label = legend_label(run["name"], [run], differing)
-        for axis, quantity in ((loss_axis, "loss"), (accuracy_axis, "accuracy")):
-            for part, style in (("train", "--"), ("test", "-")):
-                values = run["history"][f"{part}_{quantity}"]
-                axis.plot(
-                    range(1, len(values) + 1),
-                    values,
-                    style,
-                    color=color,
-                    alpha=0.6 if part == "train" else 1,
-                    linewidth=1 if part == "train" else 1.5,
-                    marker=marker if part == "test" else None,
-                    markersize=3,
-                    label=label if part == "test" else None,
-                )
-    loss_axis.set(title="loss", xlabel="epoch", yscale="log")
-    loss_axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    loss_axis.yaxis.set_major_formatter("{x:g}")
-    loss_axis.yaxis.set_minor_formatter("")
-    # One over the root of the error; at 100 % the error is 0, and 100.1 keeps it on the axis.
-    accuracy_axis.set_yscale(
-        "function", functions=(lambda a: 1 / np.sqrt(np.maximum(100.1 - a, 1e-3)), lambda h: 100.1 - 1 / h**2)
-    )
-    values = [v for run in runs for part in ("train", "test") for v in run["history"][f"{part}_accuracy"]]
-    bottom, top = min(values) - 0.2 * (100 - min(values)), max([*values, target or 0])
-    accuracy_axis.set(
-        title="accuracy (%)", xlabel="epoch", ylim=(bottom, min(100, top + 0.3 * (100 - top))),
-        yticks=[tick for tick in (10, 80, 90, 95, 98, 99, 99.4, 99.6, 99.8) if bottom <= tick <= top + 0.1],
-    )  # fmt: skip
-    accuracy_axis.yaxis.set_major_formatter("{x:g}")
-    if target:
-        accuracy_axis.axhline(target, color="black", linewidth=1, linestyle=":", label=f"target {target:g} %")
-    accuracy_axis.plot([], [], "--", color="gray", linewidth=1, label="dashed: training images")
-    for axis in (loss_axis, accuracy_axis):
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        if last:
-            epochs = runs[0]["epochs"]
-            axis.axvspan(epochs - last + 0.5, epochs + 0.5, color="black", alpha=0.08, linewidth=0)
-    figure.legend(*accuracy_axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    plt.show()
-
-
-def plot_layers(model: nn.Module) -> None:
-    """Show how many parameters each layer has, as bars, the first layer at the top."""
-    layers = parameters_by_layer(model)
-    _, axis = plt.subplots(figsize=(7, 0.6 + 0.25 * len(layers)), layout="constrained")
-    bars = axis.barh(list(layers), list(layers.values()), color="#111b3a")
-    axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=9)
-    axis.invert_yaxis()
-    axis.set(xlabel=f"parameters ({sum(layers.values()):,} in all)", xmargin=0.15)
-    axis.spines[["top", "right"]].set_visible(False)
-    plt.show()
-
-
-def parameters_by_layer(model: nn.Module) -> dict[str, int]:
-    """Return the number of parameters of every layer that has some of its own; shared ones count once."""
-    counts, seen = {}, set()
-    for name, module in unwrapped(model).named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        seen |= {id(p) for p in own}
-        if count := sum(p.numel() for p in own):
-            counts[f"{name} ({type(module).__name__})" if name else type(module).__name__] = count
-    return counts
 
 
 # --------------------------------------------------------------- check ----

@@ -1,4 +1,4 @@
-"""Does the average of notebook 7 end higher or lower because it starts with a short memory? python scripts/average.py
+"""Does the average of notebook 5 end higher or lower because it starts with a short memory? python scripts/average.py
 
 Trains ``Net8k`` by the recipe of notebook 7 with ten seeds, two at a time, and writes the study ``average-8k``. The
 average does not feed back into the training; so in each run a second average, which keeps the same fraction from its

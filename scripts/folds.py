@@ -109,6 +109,8 @@ def arguments(candidate: str, fold: int, seed: int = 0) -> dict:
 def held_out(fold: int) -> Data:
     """Return MNIST with one of the last three blocks of 10,000 training images held out, to be evaluated on."""
     data = load_mnist()
+    if data.name != "MNIST":
+        raise ValueError("expected MNIST's 60,000 training images: let MNIST_ROOT name the folder that has them")
     images, labels = data.train_images, data.train_labels
     out = torch.arange(50_000 - 10_000 * fold, 60_000 - 10_000 * fold)
     kept = torch.ones(60_000, dtype=torch.bool)
@@ -141,11 +143,14 @@ def table() -> None:
     for candidate, of in runs.items():
         folds = {run["arguments"]["fold"]: mean for run, mean in zip(of, means[candidate])}
         each = "  ".join(f"{folds[fold]:.3f}" if fold in folds else "   ...." for fold in FOLDS)
-        print(f"{candidate:20} {of[0]['parameters']:6,}  {each}  mean {np.mean(means[candidate]):.3f}")
+        mean = f"mean {np.mean(means[candidate]):.3f}" if len(folds) == len(FOLDS) else ""  # else not comparable
+        print(f"{candidate:20} {of[0]['parameters']:6,}  {each}  {mean}".rstrip())
 
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or list(CANDIDATES)
+    if unknown := set(chosen) - set(CANDIDATES) - {"show"}:
+        raise SystemExit(f"No such candidate: {', '.join(sorted(unknown))}; there are: {', '.join(CANDIDATES)}.")
     if chosen != ["show"]:
         for fold in FOLDS:
             run_study("folds", train, [arguments("teacher", fold)], n_jobs=1)

@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from checks import _collapses, _planned_rates, check_comparable, check_images
 from model import Net8k, Skeleton
-from study import plot_networks
+from plots import parameters_by_layer, plot_digits, plot_networks, plot_runs, plot_seeds, print_runs
 from utils import (
     augment,
     check_target,
@@ -29,11 +29,7 @@ from utils import (
     mean_accuracies,
     normalize,
     one_cycle,
-    parameters_by_layer,
-    plot_digits,
-    plot_runs,
     predict,
-    print_runs,
     save_run,
 )
 
@@ -379,6 +375,7 @@ OTHERS = {  # than a record of MNIST's test images, of 15 epochs in bfloat16
     "precision": {"precision": "float32"},
 }
 COMPARISONS = {
+    "lines of seeds": lambda runs, **allowed: plot_seeds({run["name"]: [run] for run in runs}, **allowed),
     "a table of runs": print_runs,
     "curves": plot_runs,
     "a picture of networks": lambda runs, **allowed: plot_networks({"Net8k": runs}, **allowed),
@@ -450,11 +447,11 @@ def test_what_differs_is_shown(run, capsys):
     assert second.split()[-2:] == ["validation", "float32"] and "    14 " in second
     plot_runs([run, other], may_differ=tuple(OTHERS))
     legend = {text.get_text() for text in plt.gcf().legends[0].texts}
-    assert {"target-8k/seed0 (test, bfloat16)", "mine (validation, float32)"} <= legend
+    assert {"Net8k (test, bfloat16)", "mine (validation, float32)"} <= legend
     plot_networks({"Net8k": [run, run], "wider": [other | {"parameters": 9_000}]}, [other], may_differ=tuple(OTHERS))
     legend = {text.get_text() for text in plt.gcf().legends[0].texts}
     assert "Net8k (2 seeds, test, 15 epochs, bfloat16)" in legend
-    assert {"wider (1 seeds, validation, 14 epochs, float32)", "mine (validation, 14 epochs, float32)"} <= legend
+    assert {"wider (1 seed, validation, 14 epochs, float32)", "mine (validation, 14 epochs, float32)"} <= legend
     plot_networks({"both": [run, run | {"data": "digits", "precision": "float32"}]}, may_differ=tuple(OTHERS))
     legend = {text.get_text() for text in plt.gcf().legends[0].texts}
     assert "both (2 seeds, MNIST, bfloat16, digits, float32)" in legend

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from functools import partial
 
-import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
@@ -12,8 +11,8 @@ from helpers import train
 from torch import nn
 
 from grade import _advice, _problems_of_data, grade
-from study import plot_networks
-from utils import ROOT, load_mnist, load_run, mean_accuracy, one_cycle, parameters_by_layer, plot_layers
+from plots import parameters_by_layer
+from utils import ROOT, load_mnist, one_cycle
 
 TASK = {"max_parameters": 7_999, "max_epochs": 5, "accuracy": 20.0, "last": 2, "fully_connected": False}
 MEAN, WIDE = partial(torch.mean, dim=(2, 3)), nn.Sequential(nn.Conv2d(16, 64, 3), nn.Conv2d(64, 10, 1))
@@ -135,24 +134,3 @@ def test_a_missed_target_says_by_how_much_where_and_what_may_help_if_anything_is
     assert "only 1 epochs were trained" in out and "may help" not in out and "calmer" not in out
     for tested, trained, advice in ((99.5, 99.9, "end calmer"), (99.2, 99.9, "overfits"), (99.2, 99.0, "too small")):
         assert advice in _advice({"history": {"test_accuracy": [99.1, tested], "train_accuracy": [trained]}}, 99.4, 2)
-
-
-def test_the_pictures():
-    plot_layers(Good())
-    bars = [f"{a.get_text()} {b.get_width()}" for a, b in zip(plt.gca().get_yticklabels(), plt.gca().patches)]
-    assert bars == ["first (Conv2d) 208", "norm (BatchNorm2d) 16", "second (Conv2d) 1168", "head (Conv2d) 170"]
-    dots = [load_run(f"target-8k/seed{seed}") for seed in range(3)]
-    mine = dots[0] | {"name": "mine", "parameters": 300, "data": "digits"}
-    networks = {"ours": dots, "big": [dots[0] | {"parameters": 10**6}]}
-    plot_networks(networks, yours=[mine], last=1, target=98.5, may_differ=("data",))
-    labels = {text.get_text() for text in plt.gcf().legends[0].texts}
-    assert labels == {"ours (3 seeds, MNIST)", "big (1 seeds, MNIST)", "mine (digits)", "target 98.5 %"}
-    points = {(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in plt.gca().lines}
-    mean = round(sum(mean_accuracy(run) for run in dots) / 3, 6)
-    assert {(300, mine["history"]["test_accuracy"][-1]), (697, 99.03), (215_194, 99.04), (7_568, mean)} <= points
-    assert plt.gca().get_xlim()[0] < 300 and plt.gca().get_xlim()[1] > 10**6 and len(plt.gca().containers) == 2
-    for wrong in ({}, {"none": []}, {str(number): dots for number in range(8)}):
-        with pytest.raises(ValueError, match="one to 7 networks"):
-            plot_networks(wrong)
-    with pytest.raises(ValueError, match=r"records of one network as 'both', got some of \[300, 7568\] parameters"):
-        plot_networks({"both": [dots[0], dots[0] | {"parameters": 300}]})

@@ -5,12 +5,12 @@ import itertools
 import re
 
 import nbformat
-import numpy as np
 import pytest
 import torch
 from torchsummary import summary
 
 from model import Best8k, Best20k, ConvLeNet, LeNet5, Net8k, Net20k, NetFast, NetLoop, NetTiny, Skeleton
+from plots import WINDOWS, receptive_fields
 from utils import ROOT
 
 # Parameters and receptive field, as the docstrings have them.
@@ -63,12 +63,12 @@ def test_parameters_and_receptive_field_are_those_of_the_docstring(network):
     assert f"{count:,} parameters" in text and f"{size} × {size}" in text
     assert sum(p.numel() for p in network().parameters()) == count
     cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "10_mistakes.ipynb", 4).cells}
-    scope = {"copy": copy, "nn": torch.nn, "np": np, "torch": torch}
-    exec(cells["receptive-fields"], scope)
+    scope = {"copy": copy, "nn": torch.nn, "torch": torch}
+    exec(cells["measured-field"], scope)
     # Up to the average over all places: each of them has a field of its own
     layers = list(itertools.takewhile(lambda layer: not isinstance(layer, torch.nn.AvgPool2d), network().layers))
-    sides = [side for _, side, _ in scope["receptive_fields"](layers)]
-    windows = [index for index, layer in enumerate(layers, start=1) if isinstance(layer, scope["SPATIAL"])]
+    sides = [side for _, side, _, _ in receptive_fields(layers)]
+    windows = [index for index, layer in enumerate(layers, start=1) if isinstance(layer, WINDOWS)]
     assert sides == [scope["measured_field"](layers[:index]) for index in windows] and sides[-1] == size
 
 

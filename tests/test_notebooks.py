@@ -21,7 +21,8 @@ from PIL import Image
 
 import model
 from checks import check_comparable, number_format
-from model import Net8k, NetTiny
+from mnist import Data
+from model import Net8k, NetTiny, Skeleton
 from utils import (
     RESULTS,
     ROOT,
@@ -88,6 +89,12 @@ def test_a_page_has_its_parts_and_its_claims_are_compared(notebook):
             )
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
                 assert after.cell_type == "markdown"  # every figure is followed by a text
+    for cell in code_cells(notebook):  # a figure, and a text for those who cannot see it, wherever one is shown
+        figures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        shows = re.search(r"^ *(show|(plot|draw)_\w+)\(", cell.source, re.MULTILINE)
+        assert bool(figures) == bool(shows), cell.source
+        for figure in figures:
+            assert len(figure.metadata["image/png"]["alt"]) > 20
     claims = [cell for cell in code_cells(notebook) if "check_target(" in cell.source]
     assert claims
     for cell in claims:
@@ -115,9 +122,8 @@ def test_saved_runs_are_whole(study):
 )
 def test_committed_weights_have_the_accuracy_of_their_record(mnist, name):
     run = load_run(name)
-    network = getattr(model, run["model"])
-    if run["parameters"] == 2_574:
-        network = partial(NetTiny, (16, 28, 28, 28, 28), shared=True)
+    changed = {2_574: partial(NetTiny, (16, 28, 28, 28, 28), shared=True), 16_166: partial(Skeleton, batch_norm=True)}
+    network = changed.get(run["parameters"], getattr(model, run["model"]))
     trained = load_weights(network(), name)
     assert sum(p.numel() for p in trained.parameters()) == run["parameters"]
     images, labels = mnist.test_images, mnist.test_labels
@@ -144,8 +150,11 @@ def test_the_weights_of_another_run_would_be_noticed(mnist):
         ("float32-8k", 7_999, 15, 99.4, 99.5),
         ("best-8k", 7_999, 15, 99.4, 99.5),
         ("best-20k", 19_999, 19, 99.4, 99.5),
+        ("best-8k-elastic", 7_999, 15, 99.4, 99.5),
+        ("best-20k-elastic", 19_999, 19, 99.4, 99.5),
         ("tiny", 3_000, 15, 99.3, 99.4),
         ("tiny-shared", 2_600, 15, 99.3, 99.4),
+        ("loop", 1_999, 15, 99.2, 99.39),
     ],
 )
 def test_ten_seeds_hold_what_is_claimed(study, most, epochs, lowest, mean):
@@ -175,9 +184,9 @@ def test_the_pairs_of_notebook_9_differ_in_nothing_but_the_number_format(size):
 TRAINED = {  # by the notebooks that compare their own run with saved ones
     "02_skeleton": {"run": "steps/skeleton"},
     "03_regularisation": {"normed": "steps/skeleton-batchnorm"},
-    "04_target_20k": {"run": "target-20k/seed0"},
-    "05_capacity": {"run": "steps/net8k-plain"},
-    "06_augmentation": {"run": "steps/net8k-augmented"},
+    "04_augmentation": {"run": "steps/skeleton-augmented"},
+    "05_schedule": {"run": "steps/skeleton-average"},
+    "06_target_20k": {"run": "target-20k/seed0"},
     "07_target_8k": {"run": "target-8k/seed0"},
 }
 
@@ -193,10 +202,11 @@ def test_a_run_made_elsewhere_is_compared_with_the_saved_ones(stem, change, tmp_
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(own))
     names, compared = {}, 0
-    exec("import numpy as np\nfrom utils import *", names)
+    exec("import numpy as np\nfrom utils import *\nfrom plots import *", names)
     for cell in code_cells(nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)):
-        if re.search(r"(load_runs?|print_runs|plot_runs)\(", cell.source) and "load_weights" not in cell.source:
-            names[variable] = own
+        needed = re.search(r"(load_runs?|print_runs|plot_runs)\(|^def (gap|spread)\(", cell.source, re.MULTILINE)
+        if needed and "load_weights" not in cell.source:
+            names |= {variable: own, "data": Data(own["data"], "test", *[None] * 4)}
             exec(cell.source, names)
             compared += "print_runs(" in cell.source or "plot_runs(" in cell.source
     assert compared >= 2 and change.get("precision", "digits test") in capsys.readouterr().out

@@ -28,7 +28,7 @@ def cells_of(path, kind="code"):
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
-def test_imports_run_one_way_and_notebooks_1_to_7_need_model_and_utils_alone(tmp_path):
+def test_imports_run_one_way_and_notebooks_1_to_7_need_model_plots_and_utils_alone(tmp_path):
     """import-linter wants a package: the modules and the notebooks' imports are copied into one."""
     package, named = tmp_path / "course", "|".join(MODULES)
     package.mkdir()
@@ -43,16 +43,17 @@ def test_imports_run_one_way_and_notebooks_1_to_7_need_model_and_utils_alone(tmp
         assert not re.search(rf"^\s*import ({named})\b", text, re.MULTILINE), name
         (package / f"{name}.py").write_text(text, encoding="utf-8")
     early = [f"course.notebook_{number:02}" for number in range(1, 8)]
-    rooms = [f"course.{name}" for name in MODULES if name not in ("model", "utils")]
+    rooms = [f"course.{name}" for name in MODULES if name not in ("model", "plots", "utils")]
     (tmp_path / ".importlinter").write_text(
         "[importlinter]\nroot_package = course\n"
         "[importlinter:contract:1]\nname = one way\ntype = layers\ncontainers = course\n"
-        "layers =\n grade | study\n utils\n checkpoint | checks | fast | mnist | model | picture\n files\n"
+        "layers =\n frontier | grade | study\n plots\n utils\n"
+        " checkpoint | checks | fast | mnist | model | picture\n files\n"
         "[importlinter:contract:2]\nname = early\ntype = forbidden\nallow_indirect_imports = true\n"
         + "\n ".join(["source_modules =", *early])
         + "\n ".join(["\nforbidden_modules =", *rooms])
     )
-    assert len(MODULES) == 10 and "from course.utils import" in (package / "notebook_07.py").read_text()
+    assert len(MODULES) == 12 and "from course.utils import" in (package / "notebook_07.py").read_text()
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "2 kept, 0 broken" in done.stdout, done.stdout + done.stderr
@@ -69,7 +70,9 @@ def test_one_address_everywhere_and_every_notebook_has_its_badge():
     for path in copies():
         assert set(re.findall(FORM, path.read_text(encoding="utf-8"))) <= {address()}, path
     for path in NOTEBOOKS:
-        assert cells_of(path, "markdown")[0].splitlines()[2] == badge(path) and README.count(badge(path)) == 1
+        first = cells_of(path, "markdown")[0].splitlines()
+        assert first[2] == badge(path) and README.count(badge(path)) == 1
+        assert first[4] == readme.place(path), "python scripts/readme.py writes the line again"
     everything = "\n".join(path.read_text(encoding="utf-8") for path in copies())
     assert len(re.findall(r"colab\.research\.google\.com/github/", everything)) == 2 * len(NOTEBOOKS)
 

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -301,39 +300,15 @@ def test_what_makes_no_sense_is_refused(few):
     ):
         with pytest.raises(FloatingPointError if "lr" in wrong else ValueError, match=complaint):
             train(few, **wrong)
-    for runs in ([], [{}] * 6):
-        with pytest.raises(ValueError, match="one to 5 runs"):
-            utils.plot_runs(runs)
     run = {"name": "a", "history": {"test_accuracy": [99.5]}, "data": "MNIST", "evaluated_on": "test", "epochs": 1}
     for check in (
         lambda: meets_target([9.5], last=0),
         lambda: utils.mean_accuracy(run, 0),
-        lambda: utils.print_runs([run], 0),
     ):
         with pytest.raises(ValueError, match="last to be 1 or more"):
             check()
-    for check in (
-        lambda: check_target(run, max_parameters=1, max_epochs=1, accuracy=0.994, last=1),
-        lambda: utils.plot_runs([run], 0.994),
-    ):
-        with pytest.raises(ValueError, match=r"in percent, as in 99\.4, got 0\.994"):
-            check()
-
-
-def test_plots_draw(few):
-    run, model = train(few)
-    plt.close("all")
-    utils.plot_runs([run, run | {"name": "other", "data": "MNIST"}], target=99.4, last=1, may_differ="data")
-    loss_axis, accuracy_axis = plt.gcf().axes
-    assert len(loss_axis.lines) == 4 and len(accuracy_axis.lines) == 6  # and the target's, and one for the legend
-    legend = {text.get_text() for text in plt.gcf().legends[0].texts}
-    assert legend == {"few/short (digits)", "other (MNIST)", "target 99.4 %", "dashed: training images"}
-    low, high = accuracy_axis.get_ylim()
-    assert low < min(run["history"]["test_accuracy"]) and high > 99.4 and len(accuracy_axis.get_yticks()) >= 3
-    utils.plot_digits(few.test_images[:7], titles=list("abcdefg"), columns=5)
-    assert [axis.get_title() for axis in plt.gcf().axes] == [*"abcdefg", "", "", ""]
-    utils.plot_mistakes(model, few, count=5)
-    plt.close("all")
+    with pytest.raises(ValueError, match=r"in percent, as in 99\.4, got 0\.994"):
+        check_target(run, max_parameters=1, max_epochs=1, accuracy=0.994, last=1)
 
 
 def meets_target(accuracies, parameters=7_568, data="MNIST", last=5):
