@@ -99,8 +99,7 @@ def changed(idea: str) -> NetTiny:
     model = NetTiny()
     layers = list(model.layers)
     max_pool, norm, silu = layers[1:4]
-    blocks = [layers[start : start + 4] for start in (4, 8, 12, 16)]
-    rest, head = [layer for block in blocks for layer in block], layers[21]
+    head = layers[21]  # after four blocks of four layers, and the average
     if idea == "ReLU":
         layers = [nn.ReLU() if isinstance(layer, nn.SiLU) else layer for layer in layers]
     elif idea == "a stride of 2 for pooling":
@@ -109,12 +108,12 @@ def changed(idea: str) -> NetTiny:
         layers[1] = nn.AvgPool2d(2)
     elif idea == "pooling one block later":
         start = [nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.SiLU()]
-        layers = [*start, *blocks[0][:2], max_pool, *rest[2:], nn.AvgPool2d(6), head]
+        layers = [*start, *layers[4:6], max_pool, *layers[6:20], nn.AvgPool2d(6), head]
     elif idea == "a first filter of 3 × 3":
         layers = [nn.Conv2d(1, 16, 3, bias=False), *layers[1:20], nn.AvgPool2d(5), head]
     elif idea == "shortcuts":  # around the two blocks that keep the number of channels
-        layers[12:16] = [Shortcut(*blocks[2])]
-        layers[4:8] = [Shortcut(*blocks[0])]
+        layers[12:16] = [Shortcut(*layers[12:16])]
+        layers[4:8] = [Shortcut(*layers[4:8])]
     elif idea == "squeeze-and-excitation":
         layers.insert(20, SqueezeExcitation(24, 4))
     elif idea == "learned pooling":

@@ -36,6 +36,7 @@ from model import DigitClassifier
 from utils import RESULTS, mean_accuracy, normalize, predict
 
 INK = "#111b3a"
+NET_20K, NET_8K = ("Net20k", "#004488", "o"), ("Net8k", "#bb4411", "D")
 # Of each step and each study: name, colour and marker. The colours differ in their lightness, and without red and
 # green; an assignment's log has a lighter tint of its network's colour.
 LOOKS = {
@@ -48,14 +49,14 @@ LOOKS = {
     "steps/skeleton-augmented": ("+ augmentation", "#0077bb", "s"),
     "steps/skeleton-schedule": ("+ schedule", "#ee9944", "X"),
     "steps/skeleton-average": ("+ average", INK, "o"),
-    "target-20k": ("Net20k", "#004488", "o"),
-    "steps/target-20k": ("Net20k", "#004488", "o"),
-    "float32-20k": ("Net20k", "#004488", "o"),
+    "target-20k": NET_20K,
+    "steps/target-20k": NET_20K,
+    "float32-20k": NET_20K,
     "steps/net20k-assigned": ("Net20k, the assignment's recipe", "#ccbb44", "X"),
     "others/assignment-20k": ("the 20k assignment's log", "#77aadd", "^"),
-    "target-8k": ("Net8k", "#bb4411", "D"),
-    "steps/target-8k": ("Net8k", "#bb4411", "D"),
-    "float32-8k": ("Net8k", "#bb4411", "D"),
+    "target-8k": NET_8K,
+    "steps/target-8k": NET_8K,
+    "float32-8k": NET_8K,
     "steps/net8k-plain": ("Net8k, plainly trained", "#222222", "P"),
     "steps/net8k-augmented": ("Net8k, augmented", "#44aa99", "s"),
     "others/assignment-8k": ("the 8k assignment's log", "#ffbbaa", "v"),
@@ -484,9 +485,7 @@ def receptive_fields(layers: nn.Sequential) -> list[tuple[str, int, int, int]]:
             side += (kernel - 1) * step * int(np.max(getattr(layer, "dilation", 1)))
             first -= padding * step
             step *= stride
-            word = (
-                "conv" if isinstance(layer, nn.Conv2d) else "max pool" if isinstance(layer, nn.MaxPool2d) else "average"
-            )
+            [word] = (word for kind, word in zip(WINDOWS, ("conv", "max pool", "average")) if isinstance(layer, kind))
             rows.append((f"{word} {kernel}×{kernel}", side, step, first))
         elif not isinstance(layer, POINTWISE):
             raise ValueError(f"expected a chain of layers that can be followed, got one with {type(layer).__name__}")
@@ -531,8 +530,8 @@ def draw_network(model: DigitClassifier, image: torch.Tensor, columns: int = 6) 
             axis.set(xlim=(-0.5 - margin, side - 0.5 + margin), ylim=(side - 0.5 + margin, -0.5 - margin))
             axis.add_patch(Rectangle((-0.5, -0.5), side, side, fill=False, color=INK, linewidth=0.8))
             axis.axis("off")
-    with torch.no_grad():
-        probabilities = model(normalize(image.cpu()[None])).softmax(1)[0]
+    _, logits, _ = stations[-1]
+    probabilities = logits.softmax(0)
     best = probabilities.argmax().item()
     axis = _panel(next(panels), "softmax", f"reads {best}\n({100 * probabilities[best]:.0f} %)", 1)[0]
     axis.barh(range(10), probabilities, color=INK)

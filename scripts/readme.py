@@ -40,14 +40,14 @@ COURSE = {  # of each notebook: what changes, and the records of the network tha
 }
 
 
-def network_of(path: Path) -> tuple[str, str]:
-    """Return parameters and mean accuracy of the network that a notebook comes to, as words; empty if there is none."""
+def network_of(path: Path) -> tuple[int, float] | None:
+    """Return parameters and mean accuracy of the network that a notebook comes to, if it comes to a new one."""
     study = COURSE[path.stem][1]
     if study is None:
-        return "", ""
+        return None
     runs = [load_run(study)] if "/" in study else load_runs(study)
     [means] = mean_accuracies({study: runs}).values()
-    return f"{runs[0]['parameters']:,}", f"{np.mean(means):.2f}"
+    return runs[0]["parameters"], np.mean(means)
 
 
 def title(path: Path) -> str:
@@ -69,8 +69,8 @@ def place(path: Path) -> str:
     if number:
         before = NOTEBOOKS[number - 1]
         parts.append(f"before: [{title(before)}]({before.name})")
-        parameters, accuracy = next(filter(any, map(network_of, NOTEBOOKS[number - 1 :: -1])))
-        parts.append(f"so far: {parameters} parameters, {accuracy} %")
+        parameters, accuracy = next(filter(None, map(network_of, NOTEBOOKS[number - 1 :: -1])))
+        parts.append(f"so far: {parameters:,} parameters, {accuracy:.2f} %")
     if number + 1 < len(NOTEBOOKS):
         after = NOTEBOOKS[number + 1]
         parts.append(f"next: [{title(after)}]({after.name})")
@@ -111,9 +111,10 @@ def course() -> str:
     lines = ["| notebook | what changes | parameters | accuracy | minutes to read, run | |"]
     lines.append("|---|---|---|---|---|---|")
     for path in NOTEBOOKS:
-        parameters, accuracy = network_of(path)
+        network = network_of(path)
+        reached = [f"{network[0]:,}", f"{network[1]:.2f}"] if network else ["", ""]
         minutes = f"{minutes_to_read(path)}, {measured['notebook_minutes'][path.stem]:.1f}"
-        words = [f"[{title(path)}](notebooks/{path.name})", COURSE[path.stem][0], parameters, accuracy, minutes]
+        words = [f"[{title(path)}](notebooks/{path.name})", COURSE[path.stem][0], *reached, minutes]
         lines.append(f"| {' | '.join(words)} | {badge(path)} |")
     of = measured["machine"]["tests"]
     machine = f"{of['processor']}, {of['threads']} threads, PyTorch {of['torch']}"
@@ -123,11 +124,7 @@ def course() -> str:
 
 def draw_course() -> None:
     """Draw the path of the course: parameters against accuracy, from notebook to notebook."""
-    points = {}
-    for path in NOTEBOOKS:
-        parameters, accuracy = network_of(path)
-        if parameters:
-            points[int(path.stem[:2])] = int(parameters.replace(",", "")), float(accuracy)
+    points = {int(path.stem[:2]): network for path in NOTEBOOKS if (network := network_of(path))}
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     axis.plot(*zip(*points.values()), color="#8fb8de", linewidth=1.5, zorder=1)
     for number, (x, y) in points.items():
