@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,6 +64,16 @@ class Data:
         return (
             f"{self.name}: {len(self.train_labels):,} training images, "
             f"{len(self.test_labels):,} {self.evaluated_on} images"
+        )
+
+    def first(self, train_count: int, test_count: int) -> "Data":
+        """Return so many of the training and of the test images, the first ones."""
+        return replace(
+            self,
+            train_images=self.train_images[:train_count],
+            train_labels=self.train_labels[:train_count],
+            test_images=self.test_images[:test_count],
+            test_labels=self.test_labels[:test_count],
         )
 
 

@@ -86,6 +86,7 @@ if hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "
 
     matplotlib.use("module://matplotlib_inline.backend_inline")
     matplotlib.rcdefaults()
+    matplotlib.rcParams["font.size"] = 12  # a phone shows a figure at half its size
     InlineBackend.instance().print_figure_kwargs = {"bbox_inches": "tight"}
     InlineBackend.instance().close_figures = True
     set_matplotlib_formats("png")
@@ -179,17 +180,17 @@ def print_runs(runs: list[dict], last: int = 5, *, may_differ: str | tuple[str, 
     """
     check_count("last", last)
     differing = check_comparable(runs, may_differ)
-    rows = [["run", "parameters", "epochs", "lowest", "mean", "final", "set"]]
+    rows = [["run", "mean", "lowest", "final", "epochs", "parameters", "set"]]  # what counts first, for narrow screens
     more = {
         key: word for key, word in {"train_count": image_counts, "precision": number_format}.items() if key in differing
     }
     rows[0] += [COMPARED[key] for key in more]
     for run, (name, _, _) in zip(runs, looks([run["name"] for run in runs])):
         accuracies = run["history"]["test_accuracy"][-last:]
-        figures = [f"{value:.2f}" for value in (min(accuracies), np.mean(accuracies), accuracies[-1])]
+        figures = [f"{value:.2f}" for value in (np.mean(accuracies), min(accuracies), accuracies[-1])]
         of = f"{'' if run['data'] == 'MNIST' else run['data'] + ' '}{run['evaluated_on']}"
         words = [word(run) for word in more.values()]
-        rows.append([name, f"{run['parameters']:,}", str(run["epochs"]), *figures, of, *words])
+        rows.append([name, *figures, str(run["epochs"]), f"{run['parameters']:,}", of, *words])
     show_table(rows)
 
 
@@ -289,7 +290,7 @@ def plot_runs(
     limits, ticks = (bottom, min(100, top + 0.3 * (100 - top))), []
     height = np.ptp(_stretched(np.array(limits)))
     for tick in (99.8, 99.6, 99.4, 99, 98, 95, 90, 80, 10):
-        apart = not ticks or _stretched(ticks[-1]) - _stretched(tick) > 0.06 * height  # else they touch
+        apart = not ticks or _stretched(ticks[-1]) - _stretched(tick) > 0.1 * height  # else they touch
         ticks += [tick] if bottom <= tick <= top + 0.1 and apart else []
     accuracy_axis.set(title="accuracy (%)", xlabel="epoch", ylim=limits, yticks=ticks)
     accuracy_axis.yaxis.set_major_formatter("{x:g}")
@@ -303,7 +304,9 @@ def plot_runs(
         if last:
             epochs = runs[0]["epochs"]
             axis.axvspan(epochs - last + 0.5, epochs + 0.5, color="black", alpha=0.08, linewidth=0)
-    figure.legend(*accuracy_axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    lines, names = accuracy_axis.get_legend_handles_labels()
+    size = 10 if max(map(len, names)) > 30 else None  # else the legend is wider than the figure
+    figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=size)
     ends = [f"{name} ends at {run['history']['test_accuracy'][-1]:.2f} %" for run, (name, _, _) in zip(runs, styles)]
     sets = " and ".join(sorted({run["evaluated_on"] for run in runs}))
     show(f"Loss and accuracy, epoch by epoch, on the training and the {sets} images; {'; '.join(ends)}")
@@ -342,7 +345,12 @@ def plot_seeds(
     differing = check_comparable([run for runs in recipes.values() for run in runs], may_differ)
     means = {name: [mean_accuracy(run, last) for run in runs] for name, runs in recipes.items()}
     styles = looks(list(recipes))
-    heights = [0.4 + 0.08 * len(runs) for runs in recipes.values()]
+    labels = [legend_label(name, runs, differing, _seeds(runs)) for name, runs in recipes.items()]
+    labels = [label.replace(" (", "\n(").replace(", ", ",\n") for label in labels]
+    heights = [
+        max(0.4 + 0.08 * len(runs), 0.2 + 0.2 * len(label.splitlines()))
+        for runs, label in zip(recipes.values(), labels)
+    ]
     _, axis = plt.subplots(figsize=(7, 0.8 + sum(heights)), layout="constrained")
     top, places = 0.0, []
     for (name, runs), (_, color, marker), height in zip(recipes.items(), styles, heights):
@@ -353,15 +361,14 @@ def plot_seeds(
             axis.plot(means[name][number], y, marker, color=color, markersize=3.5)
         mean = np.mean(means[name])
         axis.plot([mean, mean], [top + 0.1, top + height - 0.1], color=color, linewidth=2.5)
-        axis.text(mean, top + 0.1, f"{mean:.2f}", color=color, ha="center", va="bottom", fontsize=10)
+        axis.text(mean, top + 0.1, f"{mean:.2f}", color=INK, ha="center", va="bottom")
         places.append(middle)
         top += height
     if target:
         axis.axvline(target, color="black", linewidth=1, linestyle=":")
     of = {runs[0]["evaluated_on"] for runs in recipes.values()}
     axis.set(xlabel=f"{' and '.join(sorted(of))} accuracy of the last {last} epochs (%)", ylim=(top + 0.1, -0.2))
-    labels = [legend_label(name, runs, differing, _seeds(runs)) for name, runs in recipes.items()]
-    axis.set_yticks(places, [label.replace(" (", "\n(").replace(", ", ",\n") for label in labels])
+    axis.set_yticks(places, labels)
     axis.locator_params(axis="x", nbins=6)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.grid(axis="x", alpha=0.3)
@@ -377,9 +384,9 @@ def _seeds(runs: list[dict]) -> str:
 def plot_layers(model: nn.Module) -> None:
     """Show how many parameters each layer has, as bars, the first layer at the top."""
     layers = parameters_by_layer(model)
-    _, axis = plt.subplots(figsize=(7, 0.6 + 0.25 * len(layers)), layout="constrained")
+    _, axis = plt.subplots(figsize=(7, 0.6 + 0.28 * len(layers)), layout="constrained")
     bars = axis.barh(list(layers), list(layers.values()), color=INK)
-    axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=9)
+    axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=11)
     axis.invert_yaxis()
     axis.set(xlabel=f"parameters ({sum(layers.values()):,} in all)", xmargin=0.15)
     axis.spines[["top", "right"]].set_visible(False)
@@ -429,12 +436,12 @@ def plot_networks(
             raise ValueError(f"expected records of one network as {name!r}, got some of {sorted(counts)} parameters")
     differing = check_comparable([run for of in (*runs.values(), yours or []) for run in of], may_differ)
     published = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
-    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 5.2), layout="constrained")
     for network in published:
         point = network["parameters"], network["accuracy"]
-        side = {"xytext": (6, -3)} if point[0] < 100_000 else {"xytext": (-6, -3), "ha": "right"}
-        axis.plot(*point, "x", color="#888888")
-        axis.annotate(network["name"], point, textcoords="offset points", fontsize=8, color="#666666", **side)
+        side = {"xytext": (-6, -3), "ha": "right"} if network.get("label") == "left" else {"xytext": (6, -3)}
+        axis.plot(*point, "x", color="#888888", label="published" if network is published[0] else None, zorder=3)
+        axis.annotate(network["name"], point, textcoords="offset points", fontsize=10, color="#666666", **side)
     for (name, of), (_, color, marker) in zip(runs.items(), looks(list(runs))):
         means = [mean_accuracy(run) for run in of]
         error = np.std(means, ddof=1) if len(means) > 1 else None

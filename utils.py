@@ -565,6 +565,14 @@ def load_runs(study: str) -> list[dict]:
     return [read_record(paths[name]) for name in names if name in paths]
 
 
+def by_recipe(runs: list[dict]) -> dict[str, list[dict]]:
+    """Return the records grouped by recipe: by their names, without the study, and up to ``-seed`` or ``-fold``."""
+    recipes = {}
+    for run in runs:
+        recipes.setdefault(re.split("-seed|-fold", run["name"].rpartition("/")[2])[0], []).append(run)
+    return recipes
+
+
 def read_record(path: Path) -> dict:
     """Return the record in this file. Raises ValueError if it is none."""
     try:

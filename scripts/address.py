@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "https://github.com/"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ANSWERS = sorted((ROOT / "notebooks" / "answers").glob("*.ipynb"))
 FORM = r"https://github\.com/[\w.-]+/[\w.-]*\w"
 
 
@@ -29,7 +30,7 @@ def badge(path: Path) -> str:
 
 def copies() -> list[Path]:
     """Return the files that hold the address or a part of it."""
-    return [ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS]
+    return [ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS, *ANSWERS]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 
 What is compared is measured in turn in one process, a new one for each part, on a machine that does nothing else
 (`busy` gives it something to do, in processes of its own, because settings of threads are read once);
-figures are medians, and ``spread`` has the smallest and the largest. The usual loop is the one that notebook 8 shows:
-its cells are run here. Afterwards, write README's tables again (python scripts/readme.py) and execute notebook 8 again.
+figures are medians, and ``spread`` has the smallest and the largest. The usual loop is that of ``speed.py``.
+Afterwards, write README's tables again (python scripts/readme.py) and execute notebook 8 again.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import joblib
-import nbformat
 import psutil
 import torch
 import torch.nn.functional as F
+from address import ANSWERS, NOTEBOOKS
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
@@ -42,6 +42,7 @@ from fast import has_bfloat16, processor
 from files import write_whole
 from mnist import Data, torchvision_root
 from model import Net8k, Net20k
+from speed import train_to_99, train_to_99_4, usual_epoch, usual_loaders, usual_sets
 from study import run_study
 from utils import RESULTS, augment, evaluate, fit, load_mnist, normalize, predict
 
@@ -102,8 +103,8 @@ def new_model(network, order=torch.contiguous_format, **options) -> tuple:
 def usual(network, batch_size: int):
     """Return a function that trains a new network for one more epoch by the usual loop."""
     model, optimizer = new_model(network)
-    loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](torchvision_root()))
-    return lambda: notebook["usual_epoch"](model, optimizer, *loaders, device)
+    loaders = usual_loaders(batch_size, *usual_sets(torchvision_root()))
+    return lambda: usual_epoch(model, optimizer, *loaders, device)
 
 
 def in_memory(network, batch_size: int, *, read_loss=False, bfloat16=True, compiled=False, **options):
@@ -346,8 +347,8 @@ def seconds_to(elapsed: list[float], accuracies: list[float], accuracy: float) -
 
 def usual_training(network, batch_size: int, epochs: int, seed: int) -> tuple[list[float], list[float]]:
     """Train by the usual loop, see by_epochs; return elapsed seconds and test accuracies, epoch by epoch."""
-    loaders = notebook["usual_loaders"](batch_size, *notebook["usual_sets"](torchvision_root()))
-    return by_epochs(network, epochs, seed, lambda *trained: notebook["usual_epoch"](*trained, *loaders, device)[1])
+    loaders = usual_loaders(batch_size, *usual_sets(torchvision_root()))
+    return by_epochs(network, epochs, seed, lambda *trained: usual_epoch(*trained, *loaders, device)[1])
 
 
 def by_epochs(network, epochs: int, seed: int, train_epoch) -> tuple[list[float], list[float]]:
@@ -371,7 +372,7 @@ def time_to_99_4() -> dict:
     """Time Net8k to 99.4 %, held to the end: the usual loop with the assignment's recipe, and the course's fast one."""
     runs = {"usual": [], "course": []}
     for seed in SEEDS:
-        course = timed(notebook["train_to_99_4"], data, seed)[0]
+        course = timed(train_to_99_4, data, seed)[0]
         histories = {
             "usual": timed(usual_training, Net8k, 256, 15, seed)[0],
             "course": (course["elapsed"], course["history"]["test_accuracy"]),
@@ -439,7 +440,7 @@ def time_to_99() -> dict:
     for seed in SHORT_SEEDS:
         accuracy, seconds = timed(train_mnist_fast, images, labels, seed)
         runs["train_mnist_fast"].append({"seed": seed, "seconds": seconds, "accuracy": accuracy})
-        run, seconds = timed(notebook["train_to_99"], data, seed)
+        run, seconds = timed(train_to_99, data, seed)
         accuracy = run["history"]["test_accuracy"][-1]
         runs["course"].append({"seed": seed, "seconds": seconds, "accuracy": accuracy, "parameters": run["parameters"]})
         print(f"seed {seed}:", *(f"{k} {v[-1]['seconds']:.1f} s {v[-1]['accuracy']:.2f} %" for k, v in runs.items()))
@@ -504,7 +505,7 @@ def accuracy() -> dict:
     for label, bfloat16 in (("float32", False), ("bfloat16", True)):
         of = runs["NetFast"][label] = []
         for seed in SHORT_SEEDS:
-            run, _ = timed(notebook["train_to_99"], data, seed, bfloat16=bfloat16)
+            run, _ = timed(train_to_99, data, seed, bfloat16=bfloat16)
             of.append({"seed": seed, "accuracy": run["history"]["test_accuracy"]})
         print(f"NetFast in {label}: {statistics.mean(run['accuracy'][-1] for run in of):.2f} %", flush=True)
     return {"accuracy": runs}
@@ -516,11 +517,11 @@ def choices() -> dict:
     found = {"train_to_99": [], "train_to_99_4": []}
     for epochs, batch_size, peak in ((1, 64, 0.2), (2, 64, 0.2), (2, 128, 0.3), (2, 256, 0.4), (3, 256, 0.4)):
         settings = {"epochs": epochs, "batch_size": batch_size, "peak": peak}
-        runs = [timed(notebook["train_to_99"], validation, seed, **settings)[0] for seed in SEEDS]
+        runs = [timed(train_to_99, validation, seed, **settings)[0] for seed in SEEDS]
         found["train_to_99"].append(settings | {"accuracy": [run["history"]["test_accuracy"] for run in runs]})
         print(found["train_to_99"][-1], flush=True)
     for epochs in (6, 8):
-        runs = [timed(notebook["train_to_99_4"], validation, seed, epochs)[0] for seed in SEEDS]
+        runs = [timed(train_to_99_4, validation, seed, epochs)[0] for seed in SEEDS]
         accuracies = [run["history"]["test_accuracy"] for run in runs]
         found["train_to_99_4"].append({"epochs": epochs, "accuracy": accuracies})
         print(found["train_to_99_4"][-1], flush=True)
@@ -543,7 +544,7 @@ def tests() -> dict:
         if suite(f"--junitxml={report}").wait():
             raise SystemExit("Tests failed: their time is not written.")
         minutes = (time.perf_counter() - started) / 60
-        by_notebook = dict.fromkeys(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")), 0.0)
+        by_notebook = dict.fromkeys([path.stem for path in (*NOTEBOOKS, *ANSWERS)], 0.0)
         for case in ElementTree.parse(report).iter("testcase"):
             for name in by_notebook:
                 if f"{name}.ipynb" in case.get("classname"):
@@ -649,10 +650,6 @@ if __name__ == "__main__":
     if data.name != "MNIST":
         raise SystemExit("The benchmark needs MNIST: let MNIST_ROOT name the folder that has MNIST/raw/ inside.")
     device = data.train_images.device
-    notebook = {}  # what the cells of notebook 8 with these names define
-    for cell in nbformat.read(ROOT / "notebooks" / "08_speed.ipynb", as_version=4).cells:
-        if cell.id in ("usual-imports", "usual-loop", "fast-recipes"):
-            exec(cell.source, notebook)
     machine = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "processor": processor().get("cpu_name") or platform.machine(),

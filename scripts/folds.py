@@ -23,7 +23,7 @@ import frontier
 from mnist import Data
 from model import Best8k, Best20k, NetTiny
 from study import run_study
-from utils import load_mnist, load_runs, mean_accuracies
+from utils import by_recipe, load_mnist, load_runs, mean_accuracies
 
 FOLDS = range(3)
 
@@ -136,9 +136,7 @@ def train(
 
 def table() -> None:
     """Print the mean accuracy of each candidate's last five epochs, on each fold, as far as there are records."""
-    runs = {}
-    for run in load_runs("folds"):
-        runs.setdefault(run["name"].removeprefix("folds/").split("-fold")[0], []).append(run)
+    runs = by_recipe(load_runs("folds"))
     means = mean_accuracies(runs, may_differ=("epochs",))
     for candidate, of in runs.items():
         folds = {run["arguments"]["fold"]: mean for run, mean in zip(of, means[candidate])}

@@ -58,6 +58,9 @@ def main(path: Path) -> int:
         run.preprocess(notebook, resources)
     except (CellExecutionError, DeadKernelError, KeyboardInterrupt) as error:
         failure = error
+    for cell in notebook.cells:  # the first one, which finds the course, is hidden in Jupyter and in Colab, too
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata["transient"] = {"remove_source": True}  # what nbconvert's templates look at
     page, _ = HTMLExporter().from_notebook_node(notebook, resources)
     target = ROOT / "build" / f"{path.stem}.html"
     target.parent.mkdir(exist_ok=True)

@@ -69,7 +69,7 @@ def test_alone_in_an_empty_folder_and_twice_and_in_a_new_session(served, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["", "notebooks"])
+@pytest.mark.parametrize("place", ["", "notebooks", "notebooks/answers"])
 def test_in_a_clone_nothing_is_fetched(served, tmp_path, place):
     where, said = opened(ROOT / place, served | {"PATH": ""}, tmp_path, times=2)  # without git
     assert where and where[:3] == [str(ROOT / place), str(ROOT / "model.py"), str(ROOT / "utils.py")], said

@@ -11,12 +11,13 @@ from base64 import b64decode
 from functools import partial
 from io import BytesIO
 
+import answers
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pace
 import pytest
-from address import NOTEBOOKS
+from address import ANSWERS, NOTEBOOKS
 from PIL import Image
 
 import model
@@ -49,56 +50,94 @@ def printed(cell):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
+def opened(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    notebook.path = path
+    return notebook
+
+
+def texts(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
-    notebook = nbformat.read(request.param, as_version=4)
-    nbformat.validate(notebook)
-    notebook.path = request.param
-    return notebook
+    return opened(request.param)
+
+
+@pytest.fixture(params=[*NOTEBOOKS, *ANSWERS], ids=lambda path: path.stem)
+def page(request):
+    """A notebook, or the answers to its exercises."""
+    return opened(request.param)
 
 
 def test_the_course_is_complete_and_all_first_cells_are_the_same():
     assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 13))
-    assert len({code_cells(nbformat.read(path, as_version=4))[0].source for path in NOTEBOOKS}) == 1
+    pages = [*NOTEBOOKS, *ANSWERS]
+    assert len({code_cells(nbformat.read(path, as_version=4))[0].source for path in pages}) == 1
 
 
-def test_a_page_is_executed_in_order_on_mnist_and_holds_nothing_of_a_machine(notebook):
-    cells = code_cells(notebook)
+def test_a_page_is_executed_in_order_on_mnist_and_holds_nothing_of_a_machine(page):
+    cells = code_cells(page)
     # A cell without a count would not be compared by nbval at all.
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert any("MNIST: 60,000 training images, 10,000 test images" in printed(cell) for cell in cells)
-    assert "widgets" not in notebook.metadata and notebook.metadata["accelerator"] == "GPU"
+    if any("load_mnist()" in cell.source for cell in cells):
+        assert any("MNIST: 60,000 training images, 10,000 test images" in printed(cell) for cell in cells)
+    assert "widgets" not in page.metadata and page.metadata["accelerator"] == "GPU"
     assert not re.search(r"/(home|root|work|tmp|Users)/|[A-Z]:\\\\", json.dumps(outputs))
-    assert notebook.path.stat().st_size < 1_000_000
+    assert page.path.stat().st_size < 1_000_000
 
 
-def test_a_page_has_its_parts_and_its_claims_are_compared(notebook):
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
-    assert re.match(rf"# {int(notebook.path.stem[:2])} · ", notebook.cells[0].source)
-    assert 2 <= len(re.findall(r"^\d\. ", text.split("## Next")[1], re.MULTILINE)) <= 3  # exercises
-    for before, cell, after in zip(notebook.cells, notebook.cells[1:], [*notebook.cells[2:], None]):
+def test_a_page_has_short_cells_and_paragraphs_and_a_text_for_every_figure(page):
+    for before, cell, after in zip(page.cells, page.cells[1:], [*page.cells[2:], None]):
         if cell.cell_type == "code":  # nobody meets code without having read what to look for
             assert before.cell_type == "markdown"
+            assert len(cell.source.splitlines()) <= 25
             # What may differ on another machine is tagged; nothing else makes nbval look away.
             assert set(cell.metadata.get("tags", [])) <= {VARIES} and not re.search(
                 "NBVAL|PYTEST_VALIDATE", cell.source
             )
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
                 assert after.cell_type == "markdown"  # every figure is followed by a text
-    for cell in code_cells(notebook):  # a figure, and a text for those who cannot see it, wherever one is shown
+    prose = re.sub(r"```.*?```", "", texts(page), flags=re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n|\n(?=- |\d\. |\|)", prose):  # or an item of a list, or a row of a table
+        assert len(paragraph.split()) <= 90, paragraph
+    assert not re.search(r"\d %", re.sub(r"`[^`\n]*`", "", prose)), "a no-break space keeps 99.4 % together"
+    for cell in code_cells(page):  # a figure, and a text for those who cannot see it, wherever one is shown
         figures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         shows = re.search(r"^ *(show|(plot|draw)_\w+)\(", cell.source, re.MULTILINE)
         assert bool(figures) == bool(shows), cell.source
         for figure in figures:
             assert len(figure.metadata["image/png"]["alt"]) > 20
+
+
+def test_a_notebook_has_its_parts_and_its_claims_are_compared(notebook):
+    text = texts(notebook)
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
+    assert re.match(rf"# {int(notebook.path.stem[:2])} · ", notebook.cells[0].source)
     claims = [cell for cell in code_cells(notebook) if "check_target(" in cell.source]
     assert claims
     for cell in claims:
         assert not cell.metadata.get("tags") and "True" in printed(cell) and "False" not in printed(cell)
+
+
+def test_every_exercise_has_an_answer(notebook):
+    number = notebook.path.stem[:2]
+    exercises = re.findall(r"^(\d)\. ", texts(notebook).split("## Next")[1], re.MULTILINE)
+    assert 2 <= len(exercises) <= 3
+    if number != "11":  # which is one exercise, and grades it
+        page = opened(notebook.path.parent / "answers" / f"{number}_answers.ipynb")
+        assert re.findall(r"^## (\d)\. ", texts(page), re.MULTILINE) == exercises
+        assert f"](../{notebook.path.name})" in texts(page) and f"](answers/{page.path.name})" in texts(notebook)
+
+
+def test_the_answers_runs_are_those_of_the_script():
+    asked = {run["name"]: run for run in (*answers.RUNS, *answers.TINY_RUNS)}
+    assert {run["name"]: run["arguments"] for run in load_runs("answers")} == asked
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -114,7 +153,7 @@ def test_saved_runs_are_whole(study):
                 key for part in run["settings"].values() if isinstance(part, dict) for key in part if key[0] == "_"
             ]
         if "arguments" in run:
-            assert run["arguments"]["name"] == run["name"] and run["arguments"]["seed"] == run["seed"]
+            assert run["arguments"]["name"] == run["name"] and run["arguments"].get("seed", 0) == run["seed"]
 
 
 @pytest.mark.parametrize(
@@ -246,6 +285,7 @@ def test_neither_a_shell_s_settings_nor_another_order_of_the_cells_change_a_page
 def test_a_page_is_made_aloud(tmp_path):
     """What a cell prints is shown at once; a cell that fails is named, and the page shows what was there before it."""
     cells = [
+        nbformat.v4.new_code_cell("out_of_sight = 1", metadata={"jupyter": {"source_hidden": True}}),
         nbformat.v4.new_markdown_cell("## Try\nand see"),
         nbformat.v4.new_code_cell(
             "import time\nprint('early', flush=True)\ntime.sleep(5)\nprint('\\ra b' + 'ar', end='', flush=True)\n"
@@ -270,6 +310,7 @@ def test_a_page_is_made_aloud(tmp_path):
         page.unlink(missing_ok=True)
     assert arrived["late"] - arrived["early"] > 2 and list(arrived).index("## Try") < list(arrived).index("early")
     assert running.returncode == 1 and "ZeroDivisionError" in complaint
+    assert "out_of_sight" not in html and "early" in html
     assert "late" in html and "a bar" not in html and "ZeroDivisionError" in html
 
 

@@ -73,7 +73,7 @@ def test_layers_and_networks(said):
     networks = {"ours": dots, "big": [dots[0] | {"parameters": 10**6}]}
     plot_networks(networks, yours=[mine], last=1, target=98.5, may_differ=("data",))
     labels = {text.get_text() for text in plt.gcf().legends[0].texts}
-    assert labels == {"ours (3 seeds, MNIST)", "big (1 seed, MNIST)", "mine (digits)", "target 98.5 %"}
+    assert labels == {"ours (3 seeds, MNIST)", "big (1 seed, MNIST)", "mine (digits)", "target 98.5 %", "published"}
     points = {(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in plt.gca().lines}
     mean = round(sum(mean_accuracy(run) for run in dots) / 3, 6)
     assert {(300, mine["history"]["test_accuracy"][-1]), (697, 99.03), (215_194, 99.04), (7_568, mean)} <= points

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import readme
 import torch
-from address import FORM, NOTEBOOKS, ROOT, address, badge, copies
+from address import ANSWERS, FORM, NOTEBOOKS, ROOT, address, badge, copies
 from PIL import Image
 
 from model import Net8k
@@ -47,13 +47,13 @@ def test_imports_run_one_way_and_notebooks_1_to_7_need_model_plots_and_utils_alo
     (tmp_path / ".importlinter").write_text(
         "[importlinter]\nroot_package = course\n"
         "[importlinter:contract:1]\nname = one way\ntype = layers\ncontainers = course\n"
-        "layers =\n frontier | grade | study\n plots\n utils\n"
+        "layers =\n evidence | frontier | grade | speed | study\n plots\n utils\n"
         " checkpoint | checks | fast | mnist | model | picture\n files\n"
         "[importlinter:contract:2]\nname = early\ntype = forbidden\nallow_indirect_imports = true\n"
         + "\n ".join(["source_modules =", *early])
         + "\n ".join(["\nforbidden_modules =", *rooms])
     )
-    assert len(MODULES) == 12 and "from course.utils import" in (package / "notebook_07.py").read_text()
+    assert len(MODULES) == 14 and "from course.utils import" in (package / "notebook_07.py").read_text()
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "2 kept, 0 broken" in done.stdout, done.stdout + done.stderr
@@ -80,7 +80,7 @@ def test_one_address_everywhere_and_every_notebook_has_its_badge():
 def test_one_command_changes_the_address(tmp_path):
     for path in [*copies(), ROOT / "scripts" / "address.py"]:
         copy = tmp_path / path.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     script = [sys.executable, tmp_path / "scripts" / "address.py"]
     assert subprocess.run([*script, "not an address"], capture_output=True, timeout=60).returncode == 1
@@ -95,7 +95,7 @@ def test_one_command_changes_the_address(tmp_path):
 def test_files_named_in_the_texts_exist():
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "notebooks" / "colab.md"]
     pages = {path: path.read_text(encoding="utf-8") for path in texts}
-    pages |= {path: "\n".join(cells_of(path, "markdown")) for path in NOTEBOOKS}
+    pages |= {path: "\n".join(cells_of(path, "markdown")) for path in [*NOTEBOOKS, *ANSWERS]}
     for path, text in pages.items():
         for target in re.findall(r"\]\(([^)#:\s]+)\)", text) + re.findall(r"src=\"([^\":]+)\"", text):
             assert (path.parent / target).exists(), (path, target)

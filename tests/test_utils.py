@@ -261,6 +261,15 @@ def test_the_folder_for_results_is_tried_before_the_training(few, place, monkeyp
     assert (place / "home" / "runs" / "digits" / "few" / "short.pt").is_file() and load_run("few/short") == run
 
 
+def test_runs_of_a_study_are_grouped_by_what_they_share():
+    grouped = utils.by_recipe(load_runs("choice-8k"))
+    assert list(grouped)[:2] == ["adamw", "average-epoch"] and {len(runs) for runs in grouped.values()} == {2}
+    assert all(
+        run["name"] == f"choice-8k/{name}-seed{seed}" for name in grouped for seed, run in enumerate(grouped[name])
+    )
+    assert list(utils.by_recipe([{"name": "folds/best8k-12-fold1-seed0"}, {"name": "plain"}])) == ["best8k-12", "plain"]
+
+
 def test_missing_and_broken_records_say_what_to_do(place, monkeypatch):
     monkeypatch.setattr(utils, "RESULTS", place)
     weights = torch_bytes(Net8k().state_dict())[:5000]
