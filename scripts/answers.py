@@ -33,19 +33,14 @@ def changed(model: nn.Module, change: Callable[[list[nn.Module]], list[nn.Module
     return model
 
 
-def with_tanh(layers: list[nn.Module]) -> list[nn.Module]:
-    """Put tanh in the place of every ReLU."""
-    return [nn.Tanh() if isinstance(layer, nn.ReLU) else layer for layer in layers]
+def swapped(layers: list[nn.Module], old: type[nn.Module], new: type[nn.Module]) -> list[nn.Module]:
+    """Put a new activation in the place of every old one."""
+    return [new() if isinstance(layer, old) else layer for layer in layers]
 
 
 def with_max_pooling(layers: list[nn.Module]) -> list[nn.Module]:
     """Put the maximum in the place of the last layer, an average."""
     return [*layers[:-1], nn.MaxPool2d(layers[-1].kernel_size)]
-
-
-def with_gelu(layers: list[nn.Module]) -> list[nn.Module]:
-    """Put GELU in the place of every SiLU."""
-    return [nn.GELU() if isinstance(layer, nn.SiLU) else layer for layer in layers]
 
 
 def norm_first(layers: list[nn.Module]) -> list[nn.Module]:
@@ -64,7 +59,7 @@ def wide_front(layers: list[nn.Module]) -> list[nn.Module]:
 
 NETWORKS = {
     "LeNet-5": LeNet5,
-    "LeNet-5 with tanh": lambda: changed(LeNet5(), with_tanh),
+    "LeNet-5 with tanh": lambda: changed(LeNet5(), partial(swapped, old=nn.ReLU, new=nn.Tanh)),
     "skeleton": Skeleton,
     "skeleton, max pooling": lambda: changed(Skeleton(), with_max_pooling),
     "skeleton, BatchNorm": partial(Skeleton, batch_norm=True),
@@ -75,7 +70,7 @@ NETWORKS = {
     "Net8k": Net8k,
     "Net8k, wide front": lambda: changed(Net8k(), wide_front),
     "NetTiny": NetTiny,
-    "NetTiny, GELU": lambda: changed(NetTiny(), with_gelu),
+    "NetTiny, GELU": lambda: changed(NetTiny(), partial(swapped, old=nn.SiLU, new=nn.GELU)),
     "NetTiny, 20 shared": partial(NetTiny, (16, 20, 20, 20, 20), shared=True),
     "NetTiny, 24 shared, 8 first": partial(NetTiny, (8, 24, 24, 24, 24), shared=True),
 }
@@ -182,8 +177,11 @@ TINY = {  # seeds 0 and 1 of each
 }
 
 RUNS = [{"name": f"answers/{name}"} | run for name, run in ONE_SEED.items()]
-for name, (run, seeds) in SEVERAL_SEEDS.items():
-    RUNS += [{"name": f"answers/{name}-seed{seed}", "seed": seed} | run for seed in seeds]
+RUNS += [
+    {"name": f"answers/{name}-seed{seed}", "seed": seed} | run
+    for name, (run, seeds) in SEVERAL_SEEDS.items()
+    for seed in seeds
+]
 TINY_RUNS = [
     {"name": f"answers/{name}-seed{seed}", "seed": seed} | run for name, run in TINY.items() for seed in (0, 1)
 ]

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from evidence import AUGMENTATION
 from model import Net8k
 from study import run_study
 from utils import Average, evaluate, fit, load_mnist, mean_accuracy, one_cycle
@@ -56,7 +57,7 @@ def train(name: str, seed: int, epochs: int = 15, batch_size: int = 64) -> tuple
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        augmentation={"degrees": 10, "translate": 0.07, "scale": 0.1, "shear": 5},
+        augmentation=AUGMENTATION,
         ema_decay=decay,
     )
     return run | {"constant_memory": accuracies}, model

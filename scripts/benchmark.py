@@ -33,7 +33,7 @@ import joblib
 import psutil
 import torch
 import torch.nn.functional as F
-from address import ANSWERS, NOTEBOOKS
+from address import NOTEBOOKS
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
@@ -544,7 +544,7 @@ def tests() -> dict:
         if suite(f"--junitxml={report}").wait():
             raise SystemExit("Tests failed: their time is not written.")
         minutes = (time.perf_counter() - started) / 60
-        by_notebook = dict.fromkeys([path.stem for path in (*NOTEBOOKS, *ANSWERS)], 0.0)
+        by_notebook = dict.fromkeys([path.stem for path in NOTEBOOKS], 0.0)
         for case in ElementTree.parse(report).iter("testcase"):
             for name in by_notebook:
                 if f"{name}.ipynb" in case.get("classname"):

@@ -9,8 +9,7 @@ from utils import fit
 
 def first_of(digits: Data) -> Data:
     """250 training and 120 test digits: with batches of 100, the last one is short."""
-    train, test = (digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels)
-    return Data(digits.name, "test", *(t[:250] for t in train), *(t[:120] for t in test))
+    return digits.first(250, 120)
 
 
 def train(data, *, model=None, optimizer=None, lr=0.05, schedule=None, **settings):

@@ -185,10 +185,6 @@ def test_without_a_network_the_digits_and_one_plain_line(course, monkeypatch, ca
 
 def test_first_images_are_the_first_ones(few):
     part = few.first(7, 3)
-    assert [len(of) for of in (part.train_images, part.train_labels, part.test_images, part.test_labels)] == [
-        7,
-        7,
-        3,
-        3,
-    ]
+    counts = [len(of) for of in (part.train_images, part.train_labels, part.test_images, part.test_labels)]
+    assert counts == [7, 7, 3, 3]
     assert torch.equal(part.train_images, few.train_images[:7]) and part.name == few.name
