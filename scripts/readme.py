@@ -38,6 +38,7 @@ COURSE = {  # of each notebook: what changes, and the records of the network tha
     "10_mistakes": ("the question: which digits are misread, and why", None),
     "11_your_turn": ("everything, by you: it grades itself", None),
     "12_frontier": ("the network: how few parameters are enough?", "tiny-shared"),
+    "13_other_hands": ("the digits: on paper, drawn, and other people's", None),
 }
 
 

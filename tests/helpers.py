@@ -1,5 +1,8 @@
 """What several test files need besides the fixtures."""
 
+import shutil
+
+import pytest
 import torch
 
 from mnist import Data
@@ -23,3 +26,20 @@ def train(data, *, model=None, optimizer=None, lr=0.05, schedule=None, **setting
 
 def same_weights(model, other):
     return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+QUIET = [f"--disable-{name}" for name in ("background-networking", "component-update", "sync", "gpu", "quic")]
+
+
+def chromium(folder, size="1200,1000"):
+    """A browser without a window, whose profile is in the folder; the test is skipped where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs Chromium and its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = f"--user-data-dir={folder / 'profile'}"
+    for argument in ("--headless=new", "--no-sandbox", "--no-first-run", f"--window-size={size}", profile, *QUIET):
+        options.add_argument(argument)
+    return webdriver.Chrome(options, webdriver.ChromeService(DRIVER))

@@ -8,13 +8,11 @@ import sys
 
 import pytest
 from address import NOTEBOOKS, ROOT
+from helpers import chromium
 
-webdriver = pytest.importorskip("selenium.webdriver")
 wait = pytest.importorskip("selenium.webdriver.support.wait")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")]
+pytestmark = pytest.mark.slow
 LAB = "-m jupyterlab --ip=127.0.0.1 --port=0 --IdentityProvider.token=course --no-browser --allow-root"
-QUIET = [f"--disable-{name}" for name in ("background-networking", "component-update", "sync", "gpu", "quic")]
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +22,9 @@ def lab(tmp_path_factory):
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    options, log, profile = webdriver.ChromeOptions(), folder / "log.txt", f"--user-data-dir={folder / 'profile'}"
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--no-first-run", "--window-size=1200,1000", profile, *QUIET):
-        options.add_argument(argument)
+    log = folder / "log.txt"
     environment = os.environ | {"MNIST_ROOT": "digits", "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
-    with log.open("w") as output, webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
+    with log.open("w") as output, chromium(folder) as browser:
         command = [sys.executable, *LAB.split(), "--expose-app-in-browser"]
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
         try:  # its log says the address as soon as it listens there

@@ -12,6 +12,7 @@ from functools import partial
 from io import BytesIO
 
 import answers
+import hands
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -73,7 +74,7 @@ def page(request):
 
 
 def test_the_course_is_complete_and_all_first_cells_are_the_same():
-    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 13))
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 14))
     pages = [*NOTEBOOKS, *ANSWERS]
     assert len({code_cells(nbformat.read(path, as_version=4))[0].source for path in pages}) == 1
 
@@ -138,6 +139,24 @@ def test_every_exercise_has_an_answer(notebook):
 def test_the_answers_runs_are_those_of_the_script():
     asked = {run["name"]: run for run in (*answers.RUNS, *answers.TINY_RUNS)}
     assert {run["name"]: run["arguments"] for run in load_runs("answers")} == asked
+
+
+def test_the_runs_of_notebook_13_are_those_of_the_script_and_its_rule_chose_the_augmentation():
+    choice = load_runs("hands-choice")
+    best = hands.chosen(choice)
+    asked = hands.runs("hands-choice", list(hands.STRENGTHS), 3, validation=True)
+    for runs, records in ((asked, choice), (hands.runs("hands", [best], 5), load_runs("hands"))):
+        assert {run["name"]: run for run in runs} == {record["name"]: record["arguments"] for record in records}
+    table = json.loads((RESULTS / "hands.json").read_text(encoding="utf-8"))
+    for row in table.values():
+        assert [len(right) for right in row["right"].values()] == [10, 10, 10, 5] and list(row["right"])[-1] == best
+        assert np.all(np.concatenate(list(row["right"].values())) <= row["digits"])
+    for name, study in (
+        ("Net8k", "target-8k"),
+        (best, "hands"),
+    ):  # the weights that were measured are those of the runs
+        for right, run in zip(table["MNIST"]["right"][name], load_runs(study), strict=True):
+            assert abs(sum(right) - round(100 * run["history"]["test_accuracy"][-1])) <= 2
 
 
 @pytest.mark.parametrize("study", STUDIES)
