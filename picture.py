@@ -4,7 +4,8 @@ import contextlib
 import io
 import os
 import warnings
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ FILLED = "expected a digit, got a filled area: is there a frame, or a table arou
 LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are, as Pillow has it (ITU-R 601-2)
 
 
-def read_image(image) -> torch.Tensor:
+def read_image(
+    image: str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor,
+) -> torch.Tensor:
     """Return the picture of one digit as MNIST would have it: uint8, ``(1, 1, 28, 28)``, 0 (background) to 255.
 
     Dark ink on light paper and light ink on a dark ground will both do, and so will light that falls from one side. As
@@ -52,10 +55,15 @@ def read_image(image) -> torch.Tensor:
     Source: the steps that LeCun and others (1998) describe for MNIST; Otsu, "A threshold selection method from
     gray-level histograms" (1979).
     """
-    pixels = _open(image)
-    if 0 in pixels.shape or not np.isfinite(pixels).all():
-        raise ValueError("expected pixels that are finite numbers, got none, or NaN or infinity among them")
+    pixels = _finite(_open(image))
     return torch.from_numpy(_as_mnist(_find_ink(pixels))).view(1, 1, 28, 28)
+
+
+def _finite(pixels: np.ndarray) -> np.ndarray:
+    """Return the pixels, or raise a ValueError if there are none, or one that is not a finite number."""
+    if pixels.size == 0 or not np.isfinite(pixels).all():
+        raise ValueError("expected pixels that are finite numbers, got none, or NaN or infinity among them")
+    return pixels
 
 
 def _open(image) -> np.ndarray:
@@ -110,10 +118,8 @@ def _open(image) -> np.ndarray:
     array = array[::few, ::few]
     if array.dtype != np.uint8:
         scale = 255 if array.dtype.kind == "f" and array.max() <= 1 else 1  # of RGBA
-        array = array.astype(np.float64)
+        array = _finite(array.astype(np.float64))
         largest = np.abs(array).max()
-        if not np.isfinite(largest):
-            raise ValueError("expected pixels that are finite numbers, got none, or NaN or infinity among them")
         if array.shape[2] < 4:
             array = array / (largest or 1)
             return _grey(Image.fromarray((array @ LUMA if array.shape[2] == 3 else array[:, :, 0]).astype(np.float32)))
@@ -163,8 +169,9 @@ def _find_ink(pixels: np.ndarray) -> np.ndarray:
     if np.ptp(pixels) == 0:
         raise ValueError("expected a picture of a digit, got one colour everywhere")
     whole, largest = pixels.shape, np.abs(pixels).max()
-    pixels = _without_border(pixels, largest)
     ink = _above_paper(pixels, _border(pixels))
+    if (cleared := _without_border(pixels, ink, largest)) is not None:
+        pixels, ink = cleared, _above_paper(cleared, _border(cleared))
     mask = ink > threshold_otsu(ink)
     rows, columns = _box(mask)
     margin = max(2, round(0.25 * max(rows.stop - rows.start, columns.stop - columns.start)))
@@ -178,8 +185,9 @@ def _find_ink(pixels: np.ndarray) -> np.ndarray:
         raise ValueError(complaint)
     # Weaker ink counts too where it is joined to strong ink: down to a quarter of it, or less far if it would reach
     # the border, as the lines of ruled paper do.
-    masks = [apply_hysteresis_threshold(ink, threshold / part, threshold) for part in (4, 2, 1)]
-    mask = next((mask for mask in masks if not mask[_border(mask)].any()), masks[0])
+    weakest = apply_hysteresis_threshold(ink, threshold / 4, threshold)
+    stronger = (apply_hysteresis_threshold(ink, threshold / part, threshold) for part in (2, 1))
+    mask = next((mask for mask in chain([weakest], stronger) if not mask[_border(mask)].any()), weakest)
     mask = _one_digit(ink, mask)
     full = np.percentile(ink[mask & strong], 98)  # not the largest value: a single pixel would make the rest pale
     touches = mask[_border(mask)].any()
@@ -203,13 +211,11 @@ def _find_ink(pixels: np.ndarray) -> np.ndarray:
     return ink
 
 
-def _without_border(pixels: np.ndarray, largest: float) -> np.ndarray:
+def _without_border(pixels: np.ndarray, ink: np.ndarray, largest: float) -> np.ndarray | None:
     """Return the picture with paper over what comes in from its border (a table, a shadow), if a digit is left."""
-    ink = _above_paper(pixels, _border(pixels))
     threshold = threshold_otsu(ink)
-    mask = apply_hysteresis_threshold(
-        ink, threshold / 4, threshold
-    )  # with its soft edge, which would be left otherwise
+    # Weak ink as well: the soft edge of what is taken away would be left otherwise.
+    mask = apply_hysteresis_threshold(ink, threshold / 4, threshold)
     outer = binary_dilation(mask & ~clear_border(mask), iterations=2)
     if outer.any() and not outer.all():
         threshold = threshold_otsu(ink[~outer])
@@ -221,7 +227,7 @@ def _without_border(pixels: np.ndarray, largest: float) -> np.ndarray:
             and not _complaint(np.where(outer, 0, ink), rest, largest)
         ):
             return np.where(outer, _plane(pixels, ~outer & ~rest), pixels)
-    return pixels
+    return None
 
 
 def _above_paper(pixels: np.ndarray, paper: np.ndarray) -> np.ndarray:
@@ -240,9 +246,10 @@ def _plane(pixels: np.ndarray, paper: np.ndarray) -> np.ndarray:
     values, terms = pixels[paper][few], np.stack([np.ones(len(rows)), rows, columns], 1)[few]
     level = np.median(values)
     far = np.abs(values - level)
+    if np.median(far) == 0:  # an even ground
+        return np.full(pixels.shape, level)
     high = values > threshold_otsu(values)
-    halves = 0.2 < high.mean() < 0.8 and _separability(values, high) > 0.9  # ink reaches the border on a wide front
-    if np.median(far) == 0 or halves:
+    if 0.2 < high.mean() < 0.8 and _separability(values, high) > 0.9:  # ink reaches the border on a wide front
         return np.full(pixels.shape, level)
     for _ in range(5):
         kept = far <= 2.5 * np.median(far)
@@ -296,11 +303,13 @@ def _one_digit(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     marks = label(mask, connectivity=2)
     weights = np.concatenate([[0], sum_labels(ink, marks, np.arange(1, marks.max() + 1))])
-    mask = mask & (weights >= SPECK * weights.max())[marks]
+    clean = weights >= SPECK * weights.max()
+    mask = mask & clean[marks]
     height, width = (side.stop - side.start for side in _box(mask))
-    if (weights >= SPECK * weights.max()).sum() > 5:
+    if clean.sum() > 5:
         raise ValueError("expected one digit, got many marks: is the paper ruled? Cut out one digit.")
-    heavy = [find_objects(marks)[number - 1] for number in np.flatnonzero(weights >= MARK * weights.sum())]
+    boxes = find_objects(marks)
+    heavy = [boxes[number - 1] for number in np.flatnonzero(weights >= MARK * weights.sum())]
     heavy.sort(key=lambda box: (box[0].stop - box[0].start) * (box[1].stop - box[1].start))
     for small, large in pairwise(heavy):
         if all(b.start < a.start and a.stop < b.stop for a, b in zip(small, large)):

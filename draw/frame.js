@@ -38,9 +38,12 @@ function findInk(picture, largest) {
   threshold = otsu(ink.values);
   const strong = above(ink, threshold);
   complain(ink, strong, largest);
-  const masks = [4, 2, 1].map((part) => hysteresis(ink, threshold / part, threshold));
-  const reaches = (mask) => border(mask).values.some((value, i) => value && mask.values[i]);
-  const mask = oneDigit(ink, masks.find((mask) => !reaches(mask)) || masks[0]);
+  const edge = border(ink).values;
+  const reaches = (mask) => mask.values.some((value, i) => value && edge[i]);
+  const weakest = hysteresis(ink, threshold / 4, threshold);
+  let found = weakest;
+  for (const part of [2, 1]) if (reaches(found)) found = hysteresis(ink, threshold / part, threshold);
+  const mask = oneDigit(ink, reaches(found) ? weakest : found);
   const full = percentile(ink.values.filter((_, i) => mask.values[i] && strong.values[i]), 98);
   const values = ink.values.map((value, i) => Math.min(Math.max((mask.values[i] * value) / full, 0), 1));
   const digit = cut({ ...ink, values }, boxOf(mask));

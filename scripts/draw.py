@@ -9,8 +9,7 @@ import io
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import onnx
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 
 from files import write_whole
 from model import Net8k
-from utils import load_weights, normalize
+from utils import ROOT, load_weights, normalize
 
 
 class Shown(nn.Module):

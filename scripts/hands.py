@@ -19,12 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from pictures import other_hands
+from pictures import framed, other_hands
 
 from evidence import AUGMENTATION, train
 from files import write_whole
 from model import Net8k, Net20k, NetTiny
-from picture import read_image
 from study import run_study
 from utils import RESULTS, by_recipe, load_mnist, load_weights, mean_accuracy, predict
 
@@ -54,17 +53,6 @@ def chosen(records: list[dict]) -> str:
     return [name for name in STRENGTHS if means[name] >= means["usual"] - LOSS][-1]
 
 
-def framed(pictures: list) -> torch.Tensor:
-    """Return what ``read_image`` makes of each picture; an empty image stands for one that is refused."""
-    images = []
-    for picture in pictures:
-        try:
-            images.append(read_image(picture))
-        except ValueError:
-            images.append(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
-    return torch.cat(images)
-
-
 def measured(best: str) -> dict:
     """Return how many digits of each source there are, and how many of each digit every network reads.
 
@@ -74,7 +62,7 @@ def measured(best: str) -> dict:
     data = load_mnist()
     sources = {"MNIST": (data.test_images.cpu(), data.test_labels.cpu())}
     for name, (pictures, labels) in other_hands().items():
-        sources[name] = framed(pictures), torch.tensor(labels).long()
+        sources[name] = torch.cat([framed(picture) for picture in pictures]), torch.tensor(labels).long()
     networks = {
         "Net20k": (Net20k, [f"target-20k/seed{seed}" for seed in range(10)]),
         "Net8k": (Net8k, [f"target-8k/seed{seed}" for seed in range(10)]),

@@ -111,15 +111,23 @@ def plain(rng, sheet):
     return sheet
 
 
-def photograph(rng, image, change: Callable = plain, quality: int | None = None, tight: bool = False) -> Image.Image:
-    """Return a photograph of an MNIST image, ``(28, 28)``, 0 to 255."""
+def photograph(
+    rng,
+    image,
+    change: Callable = plain,
+    printed: Callable = plain,
+    quality: int | None = None,
+    tight: bool = False,
+) -> Image.Image:
+    """Return a photograph of an MNIST image, ``(28, 28)``, 0 to 255.
+
+    ``printed`` changes the paper before the pen is put on it, ``change`` what the camera sees.
+    """
     ink = ink_of(rng, image, tight)
     blots = gaussian_filter(rng.normal(size=ink.shape), max(len(ink) / 40, 1))
     strength = np.clip(rng.uniform(0.25, 0.85) * (1 + 0.12 * blots / blots.std()), 0.1, 0.97)
-    # A pen is put on paper that is ruled already; the light and what lies on the paper come afterwards.
-    if change is ruled:
-        return shot(rng, ruled(rng, paper(rng, *ink.shape)) * (1 - ink * strength), quality)
-    return shot(rng, change(rng, paper(rng, *ink.shape) * (1 - ink * strength)), quality)
+    sheet = printed(rng, paper(rng, *ink.shape)) * (1 - ink * strength)
+    return shot(rng, change(rng, sheet), quality)
 
 
 def turned(rng, image) -> Image.Image:
@@ -142,7 +150,7 @@ DIGITS = {
     "light that falls off by half": lambda rng, image: photograph(rng, image, half_light),
     "a dark corner": lambda rng, image: photograph(rng, image, corner),
     "half in a shadow": lambda rng, image: photograph(rng, image, shadow),
-    "ruled paper": lambda rng, image: photograph(rng, image, ruled),
+    "ruled paper": lambda rng, image: photograph(rng, image, printed=ruled),
     "cut out tightly": lambda rng, image: photograph(rng, image, tight=True),
 }
 BLANKS = {
@@ -178,22 +186,23 @@ def shrunk(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(255 - np.asarray(grey)).view(1, 1, 28, 28)
 
 
+def framed(picture: Image.Image) -> torch.Tensor:
+    """Return what ``read_image`` makes of a picture; an empty image if it refuses it."""
+    try:
+        return read_image(picture)
+    except ValueError:
+        return torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+
+
 def measure(network: nn.Module, pictures: Iterable[Image.Image], labels: list[int] | None = None) -> dict[str, int]:
     """Return how many pictures there are, how many are refused, and how many are right, framed or only shrunk."""
-    images, places, whole = [], [], []
-    for place, picture in enumerate(pictures):
-        whole.append(shrunk(picture))
-        try:
-            images.append(read_image(picture))
-            places.append(place)
-        except ValueError:
-            pass
-    result = {"pictures": len(whole), "refused": len(whole) - len(images)}
+    images, whole = (torch.cat(of) for of in zip(*((framed(picture), shrunk(picture)) for picture in pictures)))
+    refused = images.flatten(1).amax(1) == 0
+    result = {"pictures": len(images), "refused": int(refused.sum())}
     if labels is not None:
         labels = torch.tensor(labels).long()
-        guesses = predict(network, torch.cat(images)).argmax(1)
-        result["right"] = int((guesses == labels[places]).sum())
-        result["right, shrunk"] = int((predict(network, torch.cat(whole)).argmax(1) == labels).sum())
+        result["right"] = int(((predict(network, images).argmax(1) == labels) & ~refused).sum())
+        result["right, shrunk"] = int((predict(network, whole).argmax(1) == labels).sum())
     return result
 
 

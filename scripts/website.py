@@ -8,9 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from address import ROOT
 from sphinx.cmd.build import build_main
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(target: Path) -> int:

@@ -43,3 +43,9 @@ def chromium(folder, size="1200,1000"):
     for argument in ("--headless=new", "--no-sandbox", "--no-first-run", f"--window-size={size}", profile, *QUIET):
         options.add_argument(argument)
     return webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+
+
+def as_phone(browser):
+    """Show pages as a phone does, 400 pixels wide."""
+    phone = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from address import ROOT
-from helpers import chromium
+from helpers import as_phone, chromium
 
 from model import Net8k
 from picture import read_image
@@ -151,8 +151,7 @@ def test_all_ten_digits_are_drawn_and_read(page):
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
     # On a phone, with a finger, and a hand that rests on the screen
-    phone = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    as_phone(browser)
     assert browser.execute_script("return document.documentElement.scrollWidth") == 400
     box = browser.execute_script(
         "const {x, y, width} = arguments[0].getBoundingClientRect(); return [x, y, width]", paper

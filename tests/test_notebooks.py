@@ -151,10 +151,7 @@ def test_the_runs_of_notebook_13_are_those_of_the_script_and_its_rule_chose_the_
     for row in table.values():
         assert [len(right) for right in row["right"].values()] == [10, 10, 10, 5] and list(row["right"])[-1] == best
         assert np.all(np.concatenate(list(row["right"].values())) <= row["digits"])
-    for name, study in (
-        ("Net8k", "target-8k"),
-        (best, "hands"),
-    ):  # the weights that were measured are those of the runs
+    for name, study in (("Net8k", "target-8k"), (best, "hands")):  # what was measured are the weights of these runs
         for right, run in zip(table["MNIST"]["right"][name], load_runs(study), strict=True):
             assert abs(sum(right) - round(100 * run["history"]["test_accuracy"][-1])) <= 2
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from address import ANSWERS, HOST, NOTEBOOKS, ROOT, address
-from helpers import chromium
+from helpers import as_phone, chromium
 
 COLAB = f"https://colab.research.google.com/github/{address().removeprefix(HOST)}"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -111,9 +111,8 @@ def test_the_search_knows_the_notebooks(site):
 
 @pytest.mark.slow
 def test_no_page_scrolls_sideways_on_a_phone(pages, tmp_path):
-    phone = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     with chromium(tmp_path) as browser:
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        as_phone(browser)
         for path in pages:
             browser.get(path.as_uri())
             assert browser.execute_script("return document.documentElement.scrollWidth") == 400, path
