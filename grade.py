@@ -1,17 +1,37 @@
 """The exercise's grader (notebook 11): checks a network and a recipe, trains, says in plain words what to fix."""
 
+import _thread
+import contextlib
+import io
+import json
 import math
-import sys
-import traceback
-from collections.abc import Callable
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from checks import check_count, check_percent
-from plots import parameters_by_layer, plot_layers
-from utils import Data, check_target, evaluate, fit, load_mnist, normalize, predict
+from complaints import Complaints, about_network, about_recipe, about_seed, stopped
+from plots import plot_layers
+from utils import Data, evaluate, fit, mean_accuracy
+
+TASKS = json.loads(Path(__file__).with_name("tasks.json").read_text(encoding="utf-8"))
+CONDITIONS = ("runs", "parameters", "epochs", "accuracy", "last epochs")
+
+
+class Condition(NamedTuple):
+    """What became of a condition of a task.
+
+    ``share``, from 0 to 1, is how much of its points it is worth; ``comment`` says why, in plain words.
+    """
+
+    share: float
+    comment: str
 
 
 def grade(
@@ -25,10 +45,14 @@ def grade(
     last: int,
     fully_connected: bool,
     seed: int = 0,
-) -> tuple[dict, nn.Module] | None:
+    minutes: float | None = None,
+    images: str = "MNIST",
+    handed_in: bool = False,
+) -> tuple[dict[str, Condition], dict | None, nn.Module | None]:
     """Check a student's network and recipe, train it, and print in plain words what to fix, if anything.
 
-    It finds mistakes, and the common ways around the rules; it is not proof against somebody who wants to deceive it.
+    It finds mistakes; it is not proof against somebody who wants to deceive it. (In a class, the locked cells of
+    notebook 11 call it by ``hand_in``, in a process of its own. When nbgrader executes the notebook, only they train.)
 
     Args:
         network: makes the network: a class, most often.
@@ -38,186 +62,203 @@ def grade(
         max_parameters, max_epochs, accuracy, last: see ``check_target``.
         fully_connected: whether fully connected layers are allowed.
         seed: of the weights, and of the training.
+        minutes: the time after which the student's code is stopped; as long as it takes, by default.
+        images: the name of the data that the task is about: on others, the accuracy is no result.
+        handed_in: train in spite of complaints, where that is possible at all, so that each condition gets its due; and
+            print the epochs alone.
 
     Returns:
-        The record and the trained network; None when something must be fixed before there can be a result.
+        Each condition, by its name in ``CONDITIONS``; the record of the training, and the trained network, or None and
+        None if there was no training.
+
+    Raises:
+        ValueError: ``last`` is below 1, or the accuracy is no percentage.
     """
     check_count("last", last)  # rather than after the training
     check_percent(accuracy)
-    torch.manual_seed(seed)
-    problems = _problems_of_data(data)
-    try:
-        if isinstance(network, nn.Module):
-            problems.append("Give the class itself, without brackets: the grader makes the network, with its own seed.")
-        else:
-            model = network()
-            problems += _problems_of_network(model, data, max_parameters, fully_connected)
-        if not problems:
-            layers = str(model)
-            settings = recipe(model, len(data.train_labels))
-            problems += _problems_of_recipe(settings, data, max_epochs)
-            if str(model) != layers:
-                problems.append("recipe adds or removes layers; make the whole network in its class.")
-            share = evaluate(model, data.test_images, data.test_labels)[1] / len(data.test_labels)
-            if share > 0.4:  # without training it guesses, and one guess of ten is right
-                problems.append(
-                    f"It reads {100 * share:.0f} % of the {data.evaluated_on} images before the training has begun: "
-                    "its weights come from elsewhere."
-                )
-        if not problems:
-            run = fit(model, data, name="your-turn", seed=seed, **settings)
-    except Exception as error:  # whatever a beginner's code may raise
-        problems.append(f"It stops with {_described(error)}")
-    if problems:
-        print("Not yet. Please fix:")
-        for number, problem in enumerate(problems, start=1):
-            print(f"{number}. {problem}")
-        return None
+    if os.environ.get("NBGRADER_EXECUTION") == "autograde":
+        print("Here nothing is trained: when a class is graded, only the cells with points train.")
+        return {}, None, None
+    found, model, settings, run, total = [], None, {}, None, None
+    end = time.monotonic() + 60 * (minutes or math.inf)
+    with _noted(found, end):
+        model, wrong = _make(network, seed)
+        found += wrong
+        if model is not None:
+            total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
+            wrong, total = about_network(model, data, max_parameters, fully_connected)
+            found += wrong
+    if not found or handed_in:
+        with _noted(found, max(end, time.monotonic() + 15)):  # how many epochs can be told without a network, too
+            settings, wrong = _settings(recipe, model or nn.Conv2d(1, 1, 1), data, max_epochs, seed)
+            found += wrong
+    if not found or (handed_in and not _stops(found)):
+        with _noted(found, end):
+            found += _read_before(model, data)
+            if not found or (handed_in and not _stops(found)):
+                run = fit(model, data, name="your-turn", seed=seed, **settings)
     limits = {"max_parameters": max_parameters, "max_epochs": max_epochs, "accuracy": accuracy, "last": last}
-    if not check_target(run, **limits) and run["data"] == "MNIST" and run["epochs"] >= last:
+    conditions = _conditions(found, total, settings.get("epochs"), run, images, **limits)
+    if handed_in:
+        return conditions, run, model
+    if run is None:
+        print("Not yet. Please fix:")
+        for number, (_, complaint) in enumerate(found, start=1):
+            print(f"{number}. {complaint}")
+        if total and total > max_parameters:
+            plot_layers(model)
+        return conditions, None, None
+    for name, condition in conditions.items():
+        print(f"{name}: {condition.share == 1} ({condition.comment})")
+    if run["data"] == images and conditions["last epochs"].share < 1 and run["epochs"] >= last:
         print(_advice(run, accuracy, last))
-    return run, model
+    return conditions, run, model
 
 
-def _described(error: Exception) -> str:
-    """Return what an error says, and the line of the student's own code that it comes from."""
-    course = [
-        Path(__file__).with_name(f"{name}.py")
-        for name in ("grade", "utils", "checks", "files", "mnist", "checkpoint", "fast")
-    ]
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) not in course
-        and not any(Path(frame.filename).is_relative_to(place) for place in (sys.prefix, sys.base_prefix))
-    ]
-    return f"{type(error).__name__}: {error}" + (f" (in your line: {own[-1].line})" if own and own[-1].line else "")
+@contextlib.contextmanager
+def _noted(found: Complaints, end: float) -> Iterator[None]:
+    """Run a student's code, and add what stops it to the complaints: an error, or that the clock shows ``end``."""
+    expired = threading.Event()
 
+    def interrupt():
+        expired.set()
+        _thread.interrupt_main()
 
-def _problems_of_network(model: nn.Module, data: Data, max_parameters: int, fully_connected: bool) -> list[str]:
-    """Return, in plain words, what is wrong with a network that is not trained yet."""
-    if not isinstance(model, nn.Module):
-        return [f"The network is {type(model).__name__}, and should be an nn.Module: class MyNetwork(nn.Module)."]
-    problems = []
-
-    def hides_layers(value) -> bool:
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-        return any(isinstance(part, nn.Module) or hides_layers(part) for part in parts)
-
-    own = vars(nn.Module())  # where PyTorch itself keeps the layers, among other things
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name not in own and hides_layers(value):
-                problems.append(
-                    f"self.{name} keeps layers in a plain {type(value).__name__}, where PyTorch does not see their "
-                    "parameters. Put them into nn.Sequential or nn.ModuleList."
-                )
-    model.to(data.test_images.device)
-    images = data.test_images[:250]
-    model.eval()  # fit turns the training mode on again
+    timer = threading.Timer(max(0.0, end - time.monotonic()), interrupt)
+    timer.daemon = True
+    if end < math.inf:
+        timer.start()
     try:
-        with torch.no_grad():
-            logits = model(normalize(images[:8]))
-    except Exception as error:  # whatever a layer raises on images that do not fit it
-        problems.append(
-            f"Given images of shape {(8, *images.shape[1:])}, it stops with {_described(error)}. Follow the shape from "
-            "layer to layer: each layer must take what the one before it returns."
-        )
-        return problems
-    # Counted only now: some layers find their size with the first images.
-    total = sum(p.numel() for p in model.parameters())
-    if total == 0 and not problems:
-        problems.append("The network has no parameters: there is nothing to train.")
-    if total > max_parameters:
-        layers = parameters_by_layer(model)
-        largest = max(layers, key=layers.get)
-        problems.append(
-            f"{total:,} parameters, {total - max_parameters:,} more than the {max_parameters:,} that are allowed. "
-            f"Most of them, {layers[largest]:,}, are in {largest}; the bars show all layers."
-        )
-        plot_layers(model)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if linear and not fully_connected:
-        problems.append(
-            f"This task allows no fully connected layers, and there is one: {', '.join(linear)}. A 1 x 1 convolution "
-            "and an average over the places (notebook 2) do its work."
-        )
-    if not isinstance(logits, torch.Tensor):
-        return [*problems, f"forward returns {type(logits).__name__}, and should return the scores: is there a return?"]
-    if logits.shape != (8, 10):
-        average = " Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if logits.dim() == 4 else ""
-        problem = (
-            f"For 8 images it returns shape {tuple(logits.shape)}, and should return (8, 10): one score per digit."
-        )
-        return [*problems, problem + average]
-    if not logits.isfinite().all():
-        return [
-            *problems,
-            "Before any training it returns NaN or infinity: is there a division, a root or a logarithm?",
-        ]
-    if (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3:
-        problems.append(
-            "It returns probabilities (they add up to 1). Leave the softmax out: the loss, cross_entropy, has its own, "
-            "and with two of them it learns slowly."
-        )
-    logits, again = predict(model, images), predict(model, images)
-    alone = predict(model, images[:1])
-    if alone.shape != (1, 10):
-        problems.append(
-            f"For a single image it returns shape {tuple(alone.shape)} instead of (1, 10): squeeze, perhaps?"
-        )
-    elif not torch.equal(logits, again):
-        problems.append(
-            "In evaluation mode the same images give other scores the second time. F.dropout needs "
-            "training=self.training; nn.Dropout knows by itself."
-        )
-    elif not torch.allclose(logits[:1], alone, rtol=1e-3, atol=1e-3):
-        problems.append(
-            "In evaluation mode the scores of an image depend on the other images of the batch. Is there a BatchNorm "
-            "without running statistics, or a mean over the first dimension?"
-        )
-    return problems
+        yield
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a beginner's code may raise
+        if isinstance(error, KeyboardInterrupt) and not expired.is_set():
+            raise  # it was the student who pressed the button
+        if not _stops(found):
+            found.append(("runs", stopped(error)))
+    finally:
+        timer.cancel()
 
 
-def _problems_of_recipe(settings: dict, data: Data, max_epochs: int) -> list[str]:
-    """Return, in plain words, what is wrong with the arguments for ``fit``, as far as ``fit`` does not say it."""
-    if not isinstance(settings, dict):
-        return [f"recipe returns {type(settings).__name__}, and should return a dict of arguments for fit."]
-    if missing := [key for key in ("optimizer", "epochs", "batch_size") if key not in settings]:
-        return [f"The dict that recipe returns lacks {', '.join(missing)}."]
-    if given := [key for key in ("model", "data", "name", "seed", "checkpoint") if key in settings]:
-        return [f"Leave {', '.join(given)} out of the dict that recipe returns: the grader decides about it."]
-    problems = []
-    for key in ("epochs", "batch_size"):
-        if not isinstance(settings[key], int) or settings[key] < 1:
-            return [f"{key} is {settings[key]!r}, and should be a whole number, 1 or more."]
-    if settings["epochs"] > max_epochs:
-        problems.append(f"{settings['epochs']} epochs; at most {max_epochs} are allowed.")
-    steps = settings["epochs"] * math.ceil(len(data.train_labels) / settings["batch_size"])
-    scheduler = settings.get("scheduler")
-    planned = getattr(scheduler, "total_steps", getattr(scheduler, "T_max", steps))
-    if planned != steps:
-        problems.append(
-            f"The scheduler is made for {planned:,} steps, but it is stepped after every batch, {steps:,} times: "
-            "epochs times batches in an epoch."
+def _make(network: Callable[[], nn.Module], seed: int) -> tuple[nn.Module | None, Complaints]:
+    """Return the network, made with this seed, or None; and what is wrong with the way in which it is made."""
+    if isinstance(network, nn.Module):
+        complaint = "Give the class itself, without brackets: the grader makes the network, with its own seed."
+        return None, [("runs", complaint)]
+    if network is None:
+        complaint = (
+            "There is no MyNetwork: its cell was not run, or stops with an error, or the class has another name."
         )
-    return problems
+        return None, [("runs", complaint)]
+    torch.manual_seed(seed)
+    model = network()
+    if not isinstance(model, nn.Module):
+        complaint = f"The network is {type(model).__name__}, and should be an nn.Module: class MyNetwork(nn.Module)."
+        return None, [("runs", complaint)]
+    state, found = torch.get_rng_state(), []
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):  # a second one, for comparison
+        torch.manual_seed(seed + 1)
+        other = network()
+        found = about_seed(model, other, torch.equal(state, torch.get_rng_state()))
+    torch.set_rng_state(state)
+    return model, found
 
 
-def _problems_of_data(data: Data) -> list[str]:
-    """Return, in plain words, whether other images are used than those of ``load_mnist``."""
-    root = "digits" if data.name == "digits" else None
-    genuine = load_mnist(root, validation=data.evaluated_on == "validation", device="cpu")
-    parts = ("train_images", "train_labels", "test_images", "test_labels")
-    changed = [part for part in parts if not torch.equal(getattr(data, part).cpu(), getattr(genuine, part))]
-    if not changed:
+def _settings(recipe, model: nn.Module, data: Data, max_epochs: int, seed: int) -> tuple[dict, Complaints]:
+    """Return the arguments for ``fit`` that the recipe returns, and what is wrong with them."""
+    if recipe is None:
+        complaint = (
+            "There is no recipe: its cell was not run, or stops with an error, or the function has another name."
+        )
+        return {}, [("runs", complaint)]
+    layers = str(model)
+    torch.manual_seed(seed)
+    settings = recipe(model, len(data.train_labels))
+    found = about_recipe(settings, data, max_epochs)
+    if str(model) != layers:
+        found.append(("advice", "recipe adds or removes layers; make the whole network in its class."))
+    return settings if isinstance(settings, dict) else {}, found
+
+
+def _read_before(model: nn.Module, data: Data) -> Complaints:
+    """Complain about a network that reads digits before its training; without one it guesses, one of ten right."""
+    share = evaluate(model, data.test_images, data.test_labels)[1] / len(data.test_labels)
+    if share <= 0.4:
         return []
-    tests = {image.numpy().tobytes() for image in genuine.test_images}
-    among = sum(image.numpy().tobytes() in tests for image in data.train_images.cpu())
-    return [
-        f"The data are not what load_mnist() returned: {', '.join(changed)} changed"
-        + (f", and {among:,} training images are {data.evaluated_on} images. They must stay unseen." if among else ".")
+    complaint = (
+        f"It reads {100 * share:.0f} % of the {data.evaluated_on} images before the training has begun: its weights "
+        "come from elsewhere."
+    )
+    return [("runs", complaint)]
+
+
+def _stops(found: Complaints) -> bool:
+    """Return whether nothing can be trained."""
+    return any(about == "runs" for about, _ in found)
+
+
+def _conditions(
+    found: Complaints,
+    total: int | None,
+    epochs: int | None,
+    run: dict | None,
+    images: str,
+    *,
+    max_parameters: int,
+    max_epochs: int,
+    accuracy: float,
+    last: int,
+) -> dict[str, Condition]:
+    """Return what became of each condition, as far as it can be told, whatever became of the others."""
+    said = {about: " ".join(text for of, text in found if of == about) for about, _ in found}
+    runs = Condition(float(run is not None), said.get("runs", "It trains to its end." if run else "Not trained yet."))
+    if advice := said.get("advice"):
+        runs = Condition(runs.share, f"{runs.comment} {advice}")
+    if not total:
+        parameters = Condition(0.0, "There is no network whose parameters could be counted.")
+    else:
+        within = f"{total:,} parameters; at most {max_parameters:,} are allowed."
+        met = total <= max_parameters and "parameters" not in said
+        parameters = Condition(float(met), said.get("parameters", within))
+    if not isinstance(epochs, int) or epochs < 1:
+        trained = Condition(0.0, "How many epochs is not known: recipe was not reached, or did not say it.")
+    else:
+        within = f"{epochs} epochs; at most {max_epochs} are allowed."
+        trained = Condition(float("epochs" not in said), said.get("epochs", within))
+    if run is None or run["data"] != images:
+        why = (
+            "Nothing was trained."
+            if run is None
+            else f"No claim: trained on {run['data']}; the task is about {images}."
+        )
+        reached = held = Condition(0.0, why)
+    else:
+        reached, held = _reached(run, accuracy, last), _held(run, accuracy, last)
+    return dict(zip(CONDITIONS, (runs, parameters, trained, reached, held)))
+
+
+def _reached(run: dict, accuracy: float, last: int) -> Condition:
+    """Return how near the mean of the last epochs comes: all at the accuracy, nothing at three times its errors."""
+    mean, errors = mean_accuracy(run, last), 100 - accuracy
+    counting = "the last epoch" if last == 1 else f"the mean of the last {last} epochs"
+    comment = f"{mean:.2f} % of the {run['evaluated_on']} images, {counting}; asked for are {accuracy:.2f} %."
+    if mean >= accuracy:
+        return Condition(1.0, comment)
+    return Condition(max(0.0, 1 - (accuracy - mean) / (2 * errors)) if errors else 0.0, comment)
+
+
+def _held(run: dict, accuracy: float, last: int) -> Condition:
+    """Return whether every one of the last epochs holds the accuracy."""
+    counted = run["history"]["test_accuracy"][-last:]
+    first = run["epochs"] - len(counted) + 1
+    short = [
+        f"epoch {epoch}: {value:.2f}, {accuracy - value:.2f} short"
+        for epoch, value in enumerate(counted, start=first)
+        if not value >= accuracy
     ]
+    if len(counted) < last:
+        short.append(f"only {len(counted)} epochs were trained")
+    counting = "The last epoch holds" if last == 1 else f"All of the last {last} epochs hold"
+    return Condition(float(not short), "; ".join(short) or f"{counting} {accuracy:.2f} %.")
 
 
 def _advice(run: dict, accuracy: float, last: int) -> str:

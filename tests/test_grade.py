@@ -1,8 +1,11 @@
 """The grader of notebook 11, on the mistakes that students make."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -10,12 +13,14 @@ import torch
 from helpers import train
 from torch import nn
 
-from grade import _advice, _problems_of_data, grade
+import grade as grader
+from grade import CONDITIONS, _advice, grade
 from plots import parameters_by_layer
-from utils import ROOT, load_mnist, one_cycle
+from utils import ROOT, one_cycle
 
 TASK = {"max_parameters": 7_999, "max_epochs": 5, "accuracy": 20.0, "last": 2, "fully_connected": False}
 MEAN, WIDE = partial(torch.mean, dim=(2, 3)), nn.Sequential(nn.Conv2d(16, 64, 3), nn.Conv2d(64, 10, 1))
+HUGE, END = nn.Conv2d(16, 10, 5), nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 10, 3))
 
 
 class Good(nn.Module):  # a valid submission; changes replace a part of it, or add one
@@ -38,28 +43,84 @@ def recipe(model, train_count, epochs=4, peak=0.05, steps=None, schedule=one_cyc
 
 @pytest.fixture
 def submit(few, monkeypatch, capsys):
-    data = replace(few, name="MNIST")  # because check_target claims nothing of others
-    monkeypatch.setattr("grade.load_mnist", lambda root, validation, device: data)
+    data = replace(few, name="MNIST")  # because nothing is claimed of others
+    monkeypatch.delenv("NBGRADER_EXECUTION", raising=False)
     return lambda network=Good, recipe=recipe, data=data, **changes: (
         grade(network, recipe, data, **(TASK | changes)), capsys.readouterr().out,
     )  # fmt: skip
 
 
 def test_valid_submissions_pass(submit):
-    (run, model), out = submit()
-    assert "Not yet" not in out and "False" not in out and out.count(": True") == 3
+    (conditions, run, model), out = submit()
+    assert "Not yet" not in out and "False" not in out and out.count(": True") == 5
+    assert tuple(conditions) == CONDITIONS and {condition.share for condition in conditions.values()} == {1}
     assert run["parameters"] == sum(p.numel() for p in model.parameters()) < 7_999
-    again, other = (submit(seed=seed)[0][0] for seed in (0, 1))  # of the weights, and of the training
+    again, other = (submit(seed=seed)[0][1] for seed in (0, 1))  # of the weights, and of the training
     assert run["history"] == again["history"] != other["history"] and (again["epochs"], other["seed"]) == (4, 1)
     network = Good(head=nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 10, 1)))
     network.head[1].weight = network.head[0].weight  # which then counts once
     total = sum(parameters_by_layer(network).values())
     assert total == sum(p.numel() for p in network.parameters())
-    assert submit(lambda: network, partial(recipe, peak=0.01), max_parameters=total)[0][0]["parameters"] == total
+    assert submit(lambda: network, partial(recipe, peak=0.01), max_parameters=total)[0][1]["parameters"] == total
     cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "11_your_turn.ipynb", 4).cells}
     scope = {"nn": nn, "torch": torch, "math": math, "OneCycleLR": torch.optim.lr_scheduler.OneCycleLR}
     exec(cells["your-network"] + "\n\n" + cells["your-recipe"], scope)  # as shipped
-    assert submit(scope["MyNetwork"], scope["recipe"], max_parameters=10_000, fully_connected=True)[0]
+    assert submit(scope["MyNetwork"], scope["recipe"], max_parameters=10_000, fully_connected=True)[0][1]
+
+
+OUTSIDE = nn.Conv2d(1, 1, 1)
+
+
+class Outside(Good):
+    def forward(self, images):
+        return super().forward(OUTSIDE(images))
+
+
+class InClass(Good):
+    extra = OUTSIDE
+
+    def forward(self, images):
+        return super().forward(self.extra(images))
+
+
+class Anew(Good):
+    def forward(self, images):
+        return super().forward(nn.Conv2d(1, 1, 1)(images))
+
+
+class Unlisted(Good):
+    def __init__(self):
+        super().__init__(scales=[nn.Parameter(torch.ones(1))])
+
+    def forward(self, images):
+        return super().forward(images * self.scales[0])
+
+
+class Matrix(Good):
+    def __init__(self):
+        super().__init__(head=same, mean=same, matrix=nn.Parameter(torch.randn(400, 10) / 20))
+
+    def forward(self, images):
+        return super().forward(images).flatten(1) @ self.matrix
+
+
+class Seeded(Good):
+    def __init__(self):
+        torch.manual_seed(3)
+        super().__init__()
+
+
+def small(scores):  # what looks like a mistake and is none: a ReLU made in forward, one filter of the usual size
+    return nn.ReLU()(scores) - 1
+
+
+def unwritten(scores):
+    raise NotImplementedError()
+
+
+def endless(scores):
+    while True:
+        scores = scores + 0
 
 
 but, how, same = partial(partial, Good), partial(partial, recipe), nn.Identity()
@@ -77,6 +138,18 @@ NETWORKS = {
     "of shape (8, 1, 28, 28) | line: return self.last | RuntimeError | layer to layer": but(head=nn.Conv2d(9, 10, 1)),
     "depend on the other images": but(norm=nn.BatchNorm2d(8, track_running_stats=False)),
     "AttributeError | __init__() call": partial(setattr, nn.Module.__new__(nn.Module), "a", same),
+    "self.scales keeps parameters in a plain list | neither counted nor trained | nn.ParameterList": Unlisted,
+    "uses a layer (Conv2d) that is not a part of the network: it is the global variable OUTSIDE. ": Outside,
+    "not a part of the network: it stands in the class, outside of __init__. It is neither counted": InClass,
+    "forward makes a layer (Conv2d) anew at every call": Anew, "__init__ sets the seed of the random numbers": Seeded,
+    "ends with a sigmoid, which leaves only scores from 0 to 1. Leave it out": but(last=torch.sigmoid),
+    "ends with a ReLU": but(last=torch.relu), "a.weight, a.bias: counted, but no score": but(a=nn.Conv2d(1, 1, 1)),
+    "first.weight, first.bias: frozen": but(first=nn.Conv2d(1, 8, 5, 2).requires_grad_(False)),
+    "calls sys.exit, exit or quit": but(last=sys.exit), "Nothing is written there yet": but(last=unwritten),
+    "Not finished in time: is there a loop without an end | (in your line: ": but(last=endless),
+    "head.weight, of shape (10, 16, 5, 5), over a whole map of 5 x 5, is one in": but(head=HUGE, mean=nn.Flatten()),
+    "head.1.weight, of shape (10, 16, 3, 3), over a whole map of 3 x 3": but(head=END, mean=nn.Flatten()),
+    "matrix, of shape (400, 10), is one in other words": Matrix, "3,000 fixed numbers (a)": but(a=torch.ones(3000)),
     "no parameters": lambda: nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten()),
 }  # fmt: skip
 RECIPES = {
@@ -96,39 +169,101 @@ RECIPES = {
 
 @pytest.mark.parametrize("complaints", NETWORKS | RECIPES)
 def test_a_mistake_is_named_and_nothing_is_trained(submit, complaints):
-    result, out = submit(NETWORKS.get(complaints, Good), RECIPES.get(complaints, recipe))
+    (conditions, *result), out = submit(
+        NETWORKS.get(complaints, Good),
+        RECIPES.get(complaints, recipe),
+        minutes=0.05 if "in time" in complaints else None,
+    )
     # Two lines: no second mistake, and none of those that fit prints; nor of these tables, which hold the complaints
-    assert result is None and "Not yet. Please fix:\n1. " in out and out.count("\n") == 2 and 'line: "' not in out
+    assert result == [None, None] and conditions["runs"].share == 0
+    assert "Not yet. Please fix:\n1. " in out and out.count("\n") == 2 and 'line: "' not in out
     assert not [complaint for complaint in complaints.split(" | ") if complaint not in out]
 
 
-def test_neither_other_data_nor_training_on_the_test_images_nor_weights_from_elsewhere_pass(submit, few):
+@pytest.mark.slow
+def test_a_line_of_pytorch_is_not_the_student_s_wherever_pytorch_is_installed(tmp_path):
+    """In a folder of the user's, for instance, which is no part of the environment."""
+    for name in ("torch", "numpy"):
+        (tmp_path / name).symlink_to(Path(sys.modules[name].__file__).parent)
+    (tmp_path / "own.py").write_text(
+        f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
+        "import torch\nfrom complaints import described\n"
+        f"assert torch.__file__.startswith({str(tmp_path)!r})\n"
+        "try:\n    torch.nn.Conv2d(1, 1, 3)(torch.ones(1, 2, 9, 9))\nexcept RuntimeError as error:\n"
+        "    print(described(error))\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "own.py"], capture_output=True, text=True, timeout=120)
+    assert "(in your line: torch.nn.Conv2d(1, 1, 3)(torch.ones(1, 2, 9, 9)))" in done.stdout, done.stdout + done.stderr
+
+
+HANDED_IN = {  # changes, and what each condition is then worth
+    "nothing": ({}, (1, 1, 1, 1, 1)),
+    "no network": ({"network": None}, (0, 0, 1, 0, 0)),
+    "no recipe": ({"recipe": None}, (0, 1, 0, 0, 0)),
+    "neither": ({"network": None, "recipe": None}, (0, 0, 0, 0, 0)),
+    "too wide": ({"network": but(head=WIDE)}, (1, 0, 1, 1, 1)),
+    "fully connected": ({"network": but(head=HUGE, mean=nn.Flatten())}, (1, 0, 1, 1, 1)),
+    "too long": ({"recipe": how(epochs=6)}, (1, 1, 0, 1, 1)),
+    "wide and long": ({"network": but(head=WIDE), "recipe": how(epochs=6)}, (1, 0, 0, 1, 1)),
+    "softmax": ({"network": but(last=nn.Softmax(1))}, (1, 1, 1)),
+    "a layer in a global": ({"network": Outside}, (1, 1, 1)),
+    "wrong shape": ({"network": but(mean=same)}, (0, 1, 1, 0, 0)),
+    "wrong, wide and long": ({"network": but(head=WIDE, mean=same), "recipe": how(epochs=6)}, (0, 0, 0, 0, 0)),
+    "exit": ({"network": but(last=sys.exit)}, (0, 1, 1, 0, 0)),
+    "endless": ({"network": but(last=endless), "minutes": 0.05}, (0, 1, 1, 0, 0)),
+    "error in the recipe": ({"recipe": how(schedule=None)}, (0, 1, 0, 0, 0)),
+    "too high a rate": ({"recipe": how(peak=1e9)}, (0, 1, 1, 0, 0)),
+    "digits": ({"images": "digits"}, (1, 1, 1, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", HANDED_IN)
+def test_of_what_is_handed_in_each_condition_is_judged_by_itself(submit, name):
+    changes, shares = HANDED_IN[name]
+    (conditions, run, _), out = submit(**changes, handed_in=True)
+    assert tuple(condition.share for condition in conditions.values())[: len(shares)] == shares
+    assert all(condition.comment for condition in conditions.values()) and (run is not None) == shares[0]
+    assert "Please fix" not in out and ": True" not in out  # the cells with points say it
+
+
+def test_accuracy_has_partial_credit_and_only_where_it_counts(submit):
+    for accuracy, reached, share in (
+        (99.4, 99.4, 1),
+        (99.4, 98.8, 0.5),
+        (99.4, 98.2, 0),
+        (98.5, 98.2, 0.9),
+        (100, 99, 0),
+    ):
+        run = {"history": {"test_accuracy": [99.9, reached, reached]}, "evaluated_on": "test", "epochs": 3}
+        assert grader._reached(run, accuracy, 2).share == pytest.approx(share)
+        assert grader._held(run, accuracy, 2).share == (reached >= accuracy)
+
+
+def test_while_a_class_is_graded_only_the_cells_with_points_train(submit, monkeypatch):
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    submitted, out = submit()
+    assert submitted == ({}, None, None) and "nothing is trained" in out
+
+
+def test_neither_training_on_the_test_images_nor_weights_from_elsewhere_pass(submit, few):
     tests, learn = replace(few, train_images=few.test_images, train_labels=few.test_labels), partial(train, epochs=99)
     cheats = {
-        "train_images, train_labels changed, and 120 training images are test images": {"data": tests},
-        "test_images changed.": {"data": replace(few, test_images=few.test_images.flip(3))},
         "% of the test images before the training": {"network": lambda: learn(few, model=Good())[1]},
         "test images before the training has begun": {"recipe": lambda m, n: learn(tests, model=m) and recipe(m, n)},
     }
     for complaint, cheat in cheats.items():
-        result, out = submit(**cheat)
-        assert result is None and complaint in out
-
-
-def test_the_course_s_own_data_may_be_used_and_no_test_image_is_a_training_image(data, digits):
-    for own in (data, digits):
-        assert not _problems_of_data(own) and _problems_of_data(replace(own, evaluated_on="validation"))
-        assert not _problems_of_data(load_mnist("digits" if own is digits else None, validation=True, device="cpu"))
-        tests = {image.numpy().tobytes() for image in own.test_images}
-        assert not any(image.numpy().tobytes() in tests for image in own.train_images)
+        (conditions, run, _), _ = submit(**cheat, handed_in=True)
+        assert run is None and complaint in conditions["runs"].comment and not conditions["accuracy"].share
+        assert submit(**cheat)[0][1] is None
 
 
 def test_a_missed_target_says_by_how_much_where_and_what_may_help_if_anything_is_claimed(submit):
     for wrong, complaint in (({"accuracy": 0.994}, "in percent"), ({"last": 0}, "last to be 1 or more")):
         with pytest.raises(ValueError, match=complaint):
             submit(**wrong)  # rather than after the training
-    (run, _), out = submit(accuracy=100.0)
+    (conditions, run, _), out = submit(accuracy=100.0)
     accuracy = run["history"]["test_accuracy"][-2]
+    assert conditions["last epochs"].share == conditions["accuracy"].share == 0 < conditions["epochs"].share
     assert f"epoch 3: {accuracy:.2f}, {100 - accuracy:.2f} short" in out and "are not read well enough either" in out
     _, out = submit(recipe=partial(recipe, epochs=1))
     assert "only 1 epochs were trained" in out and "may help" not in out and "calmer" not in out

@@ -47,13 +47,13 @@ def test_imports_run_one_way_and_notebooks_1_to_7_need_model_plots_and_utils_alo
     (tmp_path / ".importlinter").write_text(
         "[importlinter]\nroot_package = course\n"
         "[importlinter:contract:1]\nname = one way\ntype = layers\ncontainers = course\n"
-        "layers =\n evidence | frontier | grade | speed | study\n plots\n utils\n"
+        "layers =\n hand_in\n evidence | frontier | grade | speed | study\n complaints\n plots\n utils\n"
         " checkpoint | checks | fast | mnist | model | picture\n files\n"
         "[importlinter:contract:2]\nname = early\ntype = forbidden\nallow_indirect_imports = true\n"
         + "\n ".join(["source_modules =", *early])
         + "\n ".join(["\nforbidden_modules =", *rooms])
     )
-    assert len(MODULES) == 14 and "from course.utils import" in (package / "notebook_07.py").read_text()
+    assert len(MODULES) == 16 and "from course.utils import" in (package / "notebook_07.py").read_text()
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "2 kept, 0 broken" in done.stdout, done.stdout + done.stderr
@@ -93,7 +93,7 @@ def test_one_command_changes_the_address(tmp_path):
 
 
 def test_files_named_in_the_texts_exist():
-    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "notebooks" / "colab.md"]
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("notebooks/*.md")]
     pages = {path: path.read_text(encoding="utf-8") for path in texts}
     pages |= {path: "\n".join(cells_of(path, "markdown")) for path in [*NOTEBOOKS, *ANSWERS]}
     for path, text in pages.items():

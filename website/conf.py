@@ -53,6 +53,7 @@ notebooks/answers/*
 :hidden:
 :caption: More
 notebooks/colab
+notebooks/teaching
 CONTRIBUTING
 ```
 """

@@ -1,0 +1,154 @@
+"""Grades what is handed in, in a process of its own: what the locked cells of notebook 11 call.
+
+Only the network and the recipe go into that process. The course's modules, the data and the limits of the task are
+read anew there, whatever was done to them in the notebook; and the process can be ended if it does not end by itself.
+"""
+
+import codecs
+import contextlib
+import json
+import linecache
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cloudpickle
+
+START = "import sys, torch; sys.path[0] = sys.argv[1]; import hand_in; hand_in._grade(*sys.argv[2:])"
+MOST_PRINTED = 50_000  # characters
+GRACE = 60  # seconds, for starting and for stopping by itself
+
+
+class Graded(dict):
+    """What became of each condition, by its name: ``(share, comment)``, as ``grade.Condition`` has them."""
+
+    def points(self, condition: str, worth: float) -> None:
+        """Print why a condition got what it got, and show the points, as what the cell returns: nbgrader reads them."""
+        share, comment = self[condition]
+        print(f"{condition}: {' '.join(comment.split())}")
+        points = round(share * worth, 1)
+        sys.displayhook(int(points) if points == int(points) else points)
+
+
+def hand_in(names: dict, task: str) -> Graded:
+    """Train the network on all training images, evaluate it on the test images, and return the conditions.
+
+    Args:
+        names: the notebook's ``globals()``; ``MyNetwork`` and ``recipe`` are taken from them.
+        task: one of the names in ``tasks.json``.
+    """
+    # While a class is graded, the folder that was handed out: no student has written into that one.
+    handouts = os.environ.get("MNIST_HANDOUTS")
+    course = Path(handouts, task) if handouts else Path(__file__).resolve().parent
+    limit = 60 * json.loads((course / "tasks.json").read_text(encoding="utf-8"))[task]["minutes"]
+    # The lines of the cells, which are in no file: complaints show them.
+    cells = {name: entry[2] for name, entry in linecache.cache.items() if len(entry) == 4 and not os.path.exists(name)}
+    with tempfile.TemporaryDirectory(prefix="hand-in-") as folder:
+        result = Path(folder) / "result.json"
+        try:
+            handed_in = cloudpickle.dumps((names.get("MyNetwork"), names.get("recipe"), cells))
+        except Exception as error:  # whatever it cannot take along
+            return _nothing(
+                f"What MyNetwork and recipe use cannot be taken along ({type(error).__name__}: {error}). Keep open "
+                "files, generators and the notebook itself out of them."
+            )
+        (Path(folder) / "handed-in.pickle").write_bytes(handed_in)
+        ended = _run([sys.executable, "-c", START, str(course), task, folder, os.getcwd()], folder, limit + GRACE)
+        if result.exists():
+            return Graded(json.loads(result.read_text(encoding="utf-8")))
+    if ended is None:
+        why = f"Not finished after {limit / 60:g} minutes, and not to be interrupted: is there a loop without an end?"
+    elif ended < 0:
+        why = f"The program was ended by signal {-ended}: most often, because it needed too much memory."
+    else:
+        why = f"The program ended with status {ended} before it was graded: os._exit, perhaps, or a fault in a library."
+    return _nothing(why)
+
+
+def _nothing(comment: str) -> Graded:
+    """Return that no condition could be judged, and why."""
+    names = ("runs", "parameters", "epochs", "accuracy", "last epochs")
+    return Graded({name: (0.0, comment if name == "runs" else "Not known: see the first condition.") for name in names})
+
+
+def _run(command: list[str], folder: str, limit: float) -> int | None:
+    """Run a program, show what it prints while it runs, and return its exit status; None if it had to be ended."""
+    # The cell shows no bars where it is saved. The record is not saved: what was handed in is in the notebook.
+    env = {key: value for key, value in os.environ.items() if key != "NBGRADER_EXECUTION"}
+    env |= {"MNIST_RESULTS": folder, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:replace"}
+    if "NBGRADER_EXECUTION" in os.environ:
+        env["TQDM_DISABLE"] = "1"
+    # In its folder, so that a file of the student's that is called random.py does not take the place of Python's
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    arrived, end = queue.SimpleQueue(), time.monotonic() + limit
+    threading.Thread(target=_read, args=(process.stdout, arrived), daemon=True).start()
+    try:
+        while (ended := process.poll()) is None and time.monotonic() < end:
+            time.sleep(0.1)
+            _show(arrived)
+        return ended
+    finally:
+        _end(process)
+        time.sleep(0.1)  # for what it has printed last
+        _show(arrived)
+
+
+def _read(stream, arrived: queue.SimpleQueue) -> None:
+    """Take what a program prints, so that it need not wait, and keep the first part of it."""
+    decoder, length, text = codecs.getincrementaldecoder("utf-8")("replace"), 0, "\n"
+    while chunk := stream.read1(4096):
+        text = decoder.decode(chunk)
+        if length < MOST_PRINTED:
+            arrived.put(text)
+        length += len(chunk)
+    if not text.endswith("\n"):
+        arrived.put("\n")
+
+
+def _show(arrived: queue.SimpleQueue) -> None:
+    """Print what has arrived."""
+    while not arrived.empty():
+        print(arrived.get(), end="", flush=True)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a program and what it has started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _grade(task: str, folder: str, place: str) -> None:
+    """Grade what is in the folder, in the new process; ``place`` is the notebook's folder, for its own modules."""
+    from files import write_whole
+    from grade import TASKS, grade
+    from mnist import load_mnist
+
+    os.chdir(place)
+    sys.path.append(place)
+    limits = TASKS[task]
+    data = load_mnist("digits" if limits.get("images") == "digits" else None)
+    try:
+        network, recipe, cells = cloudpickle.loads((Path(folder) / "handed-in.pickle").read_bytes())
+    except Exception as error:
+        graded = _nothing(f"What MyNetwork and recipe use cannot be made again ({type(error).__name__}: {error}).")
+    else:
+        linecache.cache |= {name: (sum(map(len, lines)), None, lines, name) for name, lines in cells.items()}
+        graded, _, _ = grade(network, recipe, data, **limits, handed_in=True)
+    write_whole({Path(folder) / "result.json": json.dumps(graded).encode()})
