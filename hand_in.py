@@ -25,24 +25,33 @@ MOST_PRINTED = 50_000  # characters
 GRACE = 60  # seconds, for starting and for stopping by itself
 
 
-class Graded(dict):
-    """What became of each condition, by its name: ``(share, comment)``, as ``grade.Condition`` has them."""
-
-    def points(self, condition: str, worth: float) -> None:
-        """Print why a condition got what it got, and show the points, as what the cell returns: nbgrader reads them."""
-        share, comment = self[condition]
-        print(f"{condition}: {' '.join(comment.split())}")
-        points = round(share * worth, 1)
-        sys.displayhook(int(points) if points == int(points) else points)
+Graded = dict[str, tuple[float, str]]  # of each condition: the share of its points, from 0 to 1, and why
 
 
-def hand_in(names: dict, task: str) -> Graded:
-    """Train the network on all training images, evaluate it on the test images, and return the conditions.
+def points(names: dict, condition: str, worth: float, task: str) -> None:
+    """Print what became of a condition, and show its points as what the cell returns, which nbgrader reads.
+
+    The first cell that asks trains; the others find what it gave, in whatever order they come.
 
     Args:
         names: the notebook's ``globals()``; ``MyNetwork`` and ``recipe`` are taken from them.
+        condition: one of ``grade.CONDITIONS``.
+        worth: the points for all of it.
         task: one of the names in ``tasks.json``.
     """
+    network, recipe = names.get("MyNetwork"), names.get("recipe")
+    # In sys, because each cell reads this module anew, and a variable of the notebook is soon used for something else
+    before = getattr(sys, "handed_in", None)
+    if not (before and before[0] is network and before[1] is recipe and before[2] == task):
+        sys.handed_in = network, recipe, task, hand_in(network, recipe, task)
+    share, comment = sys.handed_in[3][condition]
+    print(f"{condition}: {' '.join(comment.split())}")
+    got = round(share * worth, 1)
+    sys.displayhook(int(got) if got == int(got) else got)
+
+
+def hand_in(network, recipe, task: str) -> Graded:
+    """Train the network on all training images, evaluate it on the test images, and return the conditions."""
     # While a class is graded, the folder that was handed out: no student has written into that one.
     handouts = os.environ.get("MNIST_HANDOUTS")
     course = Path(handouts, task) if handouts else Path(__file__).resolve().parent
@@ -52,34 +61,37 @@ def hand_in(names: dict, task: str) -> Graded:
     with tempfile.TemporaryDirectory(prefix="hand-in-") as folder:
         result = Path(folder) / "result.json"
         try:
-            handed_in = cloudpickle.dumps((names.get("MyNetwork"), names.get("recipe"), cells))
+            handed_in = cloudpickle.dumps((network, recipe, cells))
         except Exception as error:  # whatever it cannot take along
             return _nothing(
                 f"What MyNetwork and recipe use cannot be taken along ({type(error).__name__}: {error}). Keep open "
                 "files, generators and the notebook itself out of them."
             )
         (Path(folder) / "handed-in.pickle").write_bytes(handed_in)
-        ended = _run([sys.executable, "-c", START, str(course), task, folder, os.getcwd()], folder, limit + GRACE)
+        command = [sys.executable, "-c", START, str(course), task, folder, os.getcwd()]
+        ended, last = _run(command, folder, limit + GRACE)
         if result.exists():
-            return Graded(json.loads(result.read_text(encoding="utf-8")))
+            return json.loads(result.read_text(encoding="utf-8"))
     if ended is None:
         why = f"Not finished after {limit / 60:g} minutes, and not to be interrupted: is there a loop without an end?"
-    elif ended < 0:
-        why = f"The program was ended by signal {-ended}: most often, because it needed too much memory."
     else:
-        why = f"The program ended with status {ended} before it was graded: os._exit, perhaps, or a fault in a library."
-    return _nothing(why)
+        how = f"by signal {-ended}" if ended < 0 else f"with status {ended}"
+        why = f"The program ended {how} before it was graded: too little memory, os._exit, or a fault in a library?"
+    return _nothing(f"{why} Its last line: {last}" if last else why)
 
 
 def _nothing(comment: str) -> Graded:
     """Return that no condition could be judged, and why."""
     names = ("runs", "parameters", "epochs", "accuracy", "last epochs")
-    return Graded({name: (0.0, comment if name == "runs" else "Not known: see the first condition.") for name in names})
+    return {name: (0.0, comment if name == "runs" else "Not known: see the first condition.") for name in names}
 
 
-def _run(command: list[str], folder: str, limit: float) -> int | None:
-    """Run a program, show what it prints while it runs, and return its exit status; None if it had to be ended."""
-    # The cell shows no bars where it is saved. The record is not saved: what was handed in is in the notebook.
+def _run(command: list[str], folder: str, limit: float) -> tuple[int | None, str]:
+    """Run a program, and show what it prints while it runs.
+
+    Returns its exit status, or None if it had to be ended, and the last line that it printed.
+    """
+    # The record is not saved: what was handed in is in the notebook. And where a cell is saved, it shows no bars.
     env = {key: value for key, value in os.environ.items() if key != "NBGRADER_EXECUTION"}
     env |= {"MNIST_RESULTS": folder, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:replace"}
     if "NBGRADER_EXECUTION" in os.environ:
@@ -94,17 +106,17 @@ def _run(command: list[str], folder: str, limit: float) -> int | None:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    arrived, end = queue.SimpleQueue(), time.monotonic() + limit
+    arrived, end, printed = queue.SimpleQueue(), time.monotonic() + limit, ""
     threading.Thread(target=_read, args=(process.stdout, arrived), daemon=True).start()
     try:
         while (ended := process.poll()) is None and time.monotonic() < end:
             time.sleep(0.1)
-            _show(arrived)
-        return ended
+            printed += _show(arrived)
     finally:
         _end(process)
         time.sleep(0.1)  # for what it has printed last
-        _show(arrived)
+        printed += _show(arrived)
+    return ended, printed.strip().rpartition("\n")[2]
 
 
 def _read(stream, arrived: queue.SimpleQueue) -> None:
@@ -119,10 +131,11 @@ def _read(stream, arrived: queue.SimpleQueue) -> None:
         arrived.put("\n")
 
 
-def _show(arrived: queue.SimpleQueue) -> None:
-    """Print what has arrived."""
-    while not arrived.empty():
-        print(arrived.get(), end="", flush=True)
+def _show(arrived: queue.SimpleQueue) -> str:
+    """Print what has arrived, and return it."""
+    text = "".join(arrived.get() for _ in range(arrived.qsize()))
+    print(text, end="", flush=True)
+    return text
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -34,9 +34,9 @@ c.ExportApp.plugin_class = "points_table.PointsTable"
 
 # Where the data are, as teaching/handout.py found them. The environment variable MNIST_ROOT goes before.
 data = json.loads((HERE / "class.json").read_text(encoding="utf-8"))["data"]
-if data and "MNIST_ROOT" not in os.environ:
+if data and not os.environ.get("MNIST_ROOT"):
     os.environ["MNIST_ROOT"] = data
-if "autograde" in sys.argv and "MNIST_ROOT" not in os.environ and "rehearsal" not in sys.argv:
+if "autograde" in sys.argv and not os.environ.get("MNIST_ROOT") and "rehearsal" not in sys.argv:
     sys.exit("Where is MNIST? Expected the folder with its four files, in class.json or in the variable MNIST_ROOT.")
 
 # The cells with points take modules, data and limits from here, not from the student's folder.
@@ -53,3 +53,7 @@ def seconds(cell) -> int:
 
 
 c.Execute.timeout_func = seconds
+
+# nbgrader gives no points for a cell that has written to stderr, be it the warning of a library: leave that out.
+c.IgnorePattern.enabled = True
+c.IgnorePattern.pattern = "(?s)."

@@ -90,7 +90,7 @@ def _graded(submission, submitted: Path, graded: Path) -> dict:
                 if not read:
                     line["status"] = "graded, but for what is read by a person"
             comments += [said for said in (_said(name, cell), name in written and f"{name}: {written[name]}") if said]
-            if name in locked and name not in before:
+            if name not in before:
                 missing.append(name)
             elif name in locked and before[name].source != locked[name]:
                 changed.append(name)

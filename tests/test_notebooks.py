@@ -126,7 +126,7 @@ def test_a_notebook_has_its_parts_and_its_claims_are_compared(notebook):
         graded = [cell for cell in code_cells(notebook) if cell.metadata.get("nbgrader", {}).get("grade")]
         worth = [cell.metadata.nbgrader.points for cell in graded]
         assert [cell.outputs[-1].data["text/plain"] for cell in graded] == list(map(str, worth))
-        assert all(f", {points})" in cell.source for cell, points in zip(graded, worth)) and sum(worth) == 80
+        assert all(f", {points}, task=" in cell.source for cell, points in zip(graded, worth)) and sum(worth) == 80
         assert [bool(cell.metadata.get("tags")) for cell in graded] == [True, False, False, True, False]
         return
     claims = [cell for cell in code_cells(notebook) if "check_target(" in cell.source]

@@ -1,8 +1,10 @@
 """A class from the hand-out to the table of points, by the commands of notebooks/teaching.md, on the digits."""
 
+import copy
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -159,3 +161,94 @@ def test_who_has_no_points_is_told_from_who_earned_none(graded):
         "renamed": "no 11_your_turn.ipynb, but 11_your_turn (1).ipynb: rename it, and grade again",
     }
     assert not any(line["total"] for student, line in graded.items() if student not in SUBMISSIONS)
+
+
+def changed(notebook, change: str):
+    """Return the notebook with its cells moved, split, or without what nbgrader knows them by."""
+    if change == "swapped":
+        first, last = (notebook.cells.index(cell(notebook, name)) for name in ("runs", "last-epochs"))
+        notebook.cells[first], notebook.cells[last] = notebook.cells[last], notebook.cells[first]
+    elif change == "split":
+        half = copy.deepcopy(cell(notebook, "your-network"))
+        half.source = "WIDTH = 8"
+        notebook.cells.insert(notebook.cells.index(cell(notebook, "your-network")), half)
+    elif change == "copied":
+        for of in notebook.cells:
+            of.metadata.pop("nbgrader", None)
+    return notebook
+
+
+EXIT = NETWORK.replace("        return", "        import os\n        os._exit(3)\n        return")
+IN_RECIPE = POOR.replace(
+    "    epochs", "    import utils\n    utils.evaluate = lambda *arguments: (0.0, 360)\n    epochs", 1
+)
+OPEN = "log = open('log.txt', 'w')\n" + NETWORK.replace("        return", "        log.write('.')\n        return")
+TRAPS = {  # as above; the changes of the cells, the points, and some of the words
+    "swapped": ({"change": "swapped"}, POINTS, "runs: It trains to its end."),
+    "split": ({"change": "split"}, POINTS, "runs: It trains to its end."),
+    "copied": ({"change": "copied"}, POINTS, "Cells that were missing, and were added again: runs, parameters, "),
+    "written": ({"added": "%%writefile utils.py\nraise RuntimeError"}, POINTS, "runs: It trains to its end."),
+    "silent": (
+        {"recipe": LONG, "added": "%config InteractiveShell.ast_node_interactivity = 'none'"},
+        (20, 20, 0, 20, 10), "epochs: 12 epochs",
+    ),
+    "elsewhere": ({"added": "import os\nos.chdir('/')\nprint = list = 3"}, POINTS, "runs: It trains to its end."),
+    "exit": ({"network": EXIT}, (0, 0, 0, 0, 0), "runs: The program ended with status 3 before it was graded"),
+    "open-file": ({"network": OPEN}, (0, 0, 0, 0, 0), "runs: What MyNetwork and recipe use cannot be taken along"),
+    "in-recipe": ({"recipe": IN_RECIPE}, (20, 20, 10, 0, 0), "last epochs: epoch 1: "),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def graded_together(place) -> dict[str, dict]:
+    """The table, after others were graded two at a time, each shut in by bubblewrap, if that works here."""
+    release = place / "release" / TASK / NOTEBOOK
+    shutil.rmtree(place / "submitted", ignore_errors=True)
+    for student, (changes, _, _) in TRAPS.items():
+        cells = {name: source for name, source in changes.items() if name != "change"}
+        hand_in(place, student, changed(submission(release, **cells), changes.get("change", "")))
+    hand_in(place, "left", submission(release, added="exit()"))
+    page = (ROOT / "notebooks" / "teaching.md").read_text(encoding="utf-8")
+    [shut_in] = re.findall(r'--within "(bwrap .*?)"', page, re.DOTALL)
+    shut_in = shut_in.replace("\\\n", "").replace("$PWD", str(place))
+    usable = (
+        shutil.which("bwrap") and subprocess.run(["bwrap", "--ro-bind", "/", "/", "true"], check=False).returncode == 0
+    )
+    if sys.prefix.startswith("/tmp/"):  # which is empty in there
+        shut_in = shut_in.replace("--bind", f"--ro-bind {sys.prefix} {sys.prefix} --bind", 1)
+    said = run(place, sys.executable, "grade_all.py", TASK, "--jobs=2", *(["--within", shut_in] if usable else []))
+    assert "status 0" in said and "10 of 10 submissions are to be executed, 2 at a time" in said, said
+    assert "left: NOT EXECUTED: see logs/rehearsal/left.log" in said
+    return table(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", TRAPS)
+def test_traps_of_nbgrader_and_of_students(graded_together, student):
+    _, points, words = TRAPS[student]
+    line = graded_together[student]
+    assert tuple(float(line[name]) for name in CONDITIONS) == points and words in line["comment"], line
+
+
+@pytest.mark.slow
+def test_what_was_not_executed_is_told_and_what_was_is_not_executed_again(place, graded_together):
+    assert graded_together["left"]["status"].startswith("grading stopped: a cell ended the kernel")
+    said = run(place, sys.executable, "grade_all.py", TASK)
+    assert "1 of 10 submissions are to be executed" in said, said
+    assert not list(place.glob("executed/*/*/gradebook.db"))
+    assert "not handed out: rehearsal was" in run(place, sys.executable, "grade_all.py", "8k")
+
+
+@pytest.mark.slow
+def test_a_class_is_not_made_of_other_things_nor_graded_without_data(place, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    said = run(ROOT, sys.executable, "teaching/handout.py", str(tmp_path), TASK)
+    assert "holds other things" in said and "status 1" in said and [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
+    class_file = place / "class.json"
+    kept = class_file.read_text(encoding="utf-8")
+    class_file.write_text('{"data": null}', encoding="utf-8")
+    try:
+        said = run(place, "nbgrader", "autograde", "8k", MNIST_ROOT="")
+    finally:
+        class_file.write_text(kept, encoding="utf-8")
+    assert "Where is MNIST? Expected the folder with its four files" in said and "status 1" in said, said
