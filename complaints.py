@@ -6,6 +6,7 @@ possible, but what it gives is hardly what was meant.
 """
 
 import contextlib
+import inspect
 import math
 import re
 import site
@@ -21,13 +22,15 @@ from torch.overrides import TorchFunctionMode
 
 from mnist import Data
 from plots import parameters_by_layer
-from utils import normalize, predict
+from utils import fit, normalize, predict
 
 Complaints = list[tuple[str, str]]
 
+OURS = ("model", "data", "name", "seed", "checkpoint")  # the arguments of fit about which the grader decides
+
 SEEDED = (
-    "{} sets the seed of the random numbers (torch.manual_seed, perhaps): so the weights, or what is drawn later, are "
-    "the same for every seed. Leave it out: the grader sets the seed."
+    "{} sets the seed of the random numbers (torch.manual_seed, perhaps), so that another seed changes nothing. Leave "
+    "it out: the grader sets the seed."
 )
 # Whose lines are not the student's: the course's, Python's, and those of packages, wherever these are installed.
 NAMES = ["checkpoint", "checks", "complaints", "fast", "files", "grade", "hand_in", "mnist", "model", "plots", "utils"]
@@ -58,16 +61,21 @@ def _is_own(filename: str) -> bool:
     return path not in COURSE and not any(path.is_relative_to(place) for place in PLACES)
 
 
-def stopped(error: BaseException) -> str:
-    """Return a sentence on why a student's code did not come to its end."""
+def stopped(what: str, error: BaseException) -> str:
+    """Return a sentence on why a student's code, ``what``, did not come to its end."""
     if isinstance(error, SystemExit):
-        return "It calls sys.exit, exit or quit, which would end the whole notebook. Leave that out."
+        return f"{what} calls sys.exit, exit or quit, which would end the whole notebook. Leave that out."
     if isinstance(error, KeyboardInterrupt):
         _, where, line = described(error).partition(" (in your line: ")
-        return f"Not finished in time: is there a loop without an end, or is too much trained?{where}{line}"
+        return (
+            f"{what} was not finished in time{where}{line}. Is there a loop without an end? If not, train fewer "
+            "epochs, or a smaller network."
+        )
     if isinstance(error, NotImplementedError) and not str(error):
-        return "Nothing is written there yet: put your own lines in the place of raise NotImplementedError()."
-    return f"It stops with {described(error)}"
+        return f"{what} is not written yet: put your own lines in the place of raise NotImplementedError()."
+    inside = " Make the optimizer and the scheduler inside recipe, for the network that it is given."
+    from_outside = isinstance(error, ValueError) and "make" in str(error) and "optimizer" in str(error)
+    return f"{what} stops with {described(error)}" + inside * from_outside
 
 
 # ------------------------------------------------------------- network ----
@@ -92,12 +100,10 @@ def about_network(model: nn.Module, data: Data, max_parameters: int, fully_conne
         with torch.no_grad():
             logits = model(normalize(images[:8]))
     except (Exception, SystemExit) as error:  # whatever a layer raises on images that do not fit it
-        complaint = (
-            f"Given images of shape {(8, *images.shape[1:])}, it stops with {described(error)}. Follow the shape from "
-            "layer to layer: each layer must take what the one before it returns."
-        )
-        own_words = isinstance(error, (NotImplementedError, SystemExit))
-        complaints.append(("runs", stopped(error) if own_words else complaint))
+        complaint = stopped(f"Given images of shape {(8, *images.shape[1:])}, MyNetwork", error)
+        if type(error) in (RuntimeError, ValueError):  # as PyTorch raises them for a shape
+            complaint += ". Follow the shape from layer to layer: each must take what the one before it returns."
+        complaints.append(("runs", complaint))
         looks = []
     else:
         looks = _looks(model, normalize(images[:8])) if isinstance(logits, torch.Tensor) else []
@@ -111,9 +117,11 @@ def about_network(model: nn.Module, data: Data, max_parameters: int, fully_conne
 def _of_containers(model: nn.Module) -> Complaints:
     """Complain about layers and parameters in a list or the like, where PyTorch does not see them."""
 
+    known = {id(part) for part in (*model.modules(), *model.parameters())}
+
     def hides(value, kind: type) -> bool:
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-        return any(isinstance(part, kind) or hides(part, kind) for part in parts)
+        return any((isinstance(part, kind) and id(part) not in known) or hides(part, kind) for part in parts)
 
     complaints, own = [], vars(nn.Module())  # where PyTorch itself keeps the layers, among other things
     for module in model.modules():
@@ -131,8 +139,8 @@ def _of_containers(model: nn.Module) -> Complaints:
 def _of_logits(model: nn.Module, logits: torch.Tensor, images: torch.Tensor, anew: bool) -> Complaints:
     """Complain about what the network returns; ``anew``: it is known to be made anew at each call."""
     if not isinstance(logits, torch.Tensor):
-        kind = type(logits).__name__
-        return [("runs", f"forward returns {kind}, and should return the scores: is there a return?")]
+        question = ": is there a return?" if logits is None else "."
+        return [("runs", f"forward returns {type(logits).__name__}, and should return the scores{question}")]
     if logits.shape != (8, 10):
         average = " Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if logits.dim() == 4 else ""
         complaint = (
@@ -152,7 +160,7 @@ def _of_logits(model: nn.Module, logits: torch.Tensor, images: torch.Tensor, ane
     try:
         logits, again, alone = predict(model, images), predict(model, images), predict(model, images[:1])
     except Exception as error:
-        return [*complaints, ("runs", f"For {len(images)} images, or for a single one: {stopped(error)}")]
+        return [*complaints, ("runs", stopped(f"For {len(images)} images, or for a single one, MyNetwork", error))]
     complaint = ""
     if alone.shape != (1, 10):
         complaint = f"For a single image it returns shape {tuple(alone.shape)} instead of (1, 10): squeeze, perhaps?"
@@ -195,8 +203,8 @@ def _of_parameters(
         complaints.append(("parameters", complaint))
     elif looks and looks[0].dense and not fully_connected:
         complaint = (
-            f"This task allows no fully connected layers, and {looks[0].dense[0]} is one in other words. A 1 x 1 "
-            "convolution and an average over the places (notebook 2) do its work."
+            f"This task allows no fully connected layers, and {looks[0].dense[0]} does the same: it joins all that it "
+            "gets with every output. A 1 x 1 convolution and an average over the places (notebook 2) do its work."
         )
         complaints.append(("parameters", complaint))
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -380,8 +388,8 @@ def _of_looks(model: nn.Module, looks: list[_Look], hidden_in_list: bool) -> Com
         complaint = f"{_some(unused)}: counted, but no score depends on it. Use it in forward, or leave it out."
         complaints.append(("advice", complaint))
     if first.end in SQUEEZING:
-        complaint = f"It ends with {SQUEEZING[first.end]}. Leave it out: cross_entropy wants scores of any size."
-        complaints.append(("advice", complaint))
+        leave = "Leave it out: cross_entropy wants scores of any size, negative ones, too."
+        complaints.append(("advice", f"It ends with {SQUEEZING[first.end]}. {leave}"))
     if torch.equal(first.random_state, second.random_state):
         complaints.append(("advice", SEEDED.format("forward")))
     return complaints
@@ -430,13 +438,19 @@ def about_seed(model: nn.Module, other: nn.Module, same_state: bool) -> Complain
 def about_recipe(settings: dict, data: Data, max_epochs: int) -> Complaints:
     """Return what is wrong with the arguments for ``fit``, as far as ``fit`` does not say it."""
     if not isinstance(settings, dict):
-        return [("runs", f"recipe returns {type(settings).__name__}, and should return a dict of arguments for fit.")]
+        question = ": is there a return?" if settings is None else "."
+        complaint = f"recipe returns {type(settings).__name__}, and should return a dict of arguments for fit{question}"
+        return [("runs", complaint)]
     complaints = []
     epochs, batch_size = settings.get("epochs", 1), settings.get("batch_size", 1)
     if missing := [key for key in ("optimizer", "epochs", "batch_size") if key not in settings]:
         complaints.append(("runs", f"The dict that recipe returns lacks {', '.join(missing)}."))
-    elif given := [key for key in ("model", "data", "name", "seed", "checkpoint") if key in settings]:
+    elif given := [key for key in OURS if key in settings]:
         complaint = f"Leave {', '.join(given)} out of the dict that recipe returns: the grader decides about it."
+        complaints.append(("runs", complaint))
+    elif unknown := [repr(key) for key in settings if key not in inspect.signature(fit).parameters]:
+        taken = [key for key in inspect.signature(fit).parameters if key not in OURS]
+        complaint = f"The dict that recipe returns has {', '.join(unknown)}. Expected are {', '.join(taken)}."
         complaints.append(("runs", complaint))
     for key, value in {"epochs": epochs, "batch_size": batch_size}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -449,7 +463,7 @@ def about_recipe(settings: dict, data: Data, max_epochs: int) -> Complaints:
     if planned != steps:
         complaint = (
             f"The scheduler is made for {planned:,} steps, but it is stepped after every batch, {steps:,} times: "
-            "epochs times batches in an epoch."
+            "epochs * math.ceil(train_count / batch_size)."
         )
         complaints.append(("advice", complaint))
     return complaints

@@ -84,7 +84,7 @@ def grade(
         return {}, None, None
     found, model, settings, run, total = [], None, {}, None, None
     end = time.monotonic() + 60 * (minutes or math.inf)
-    with _noted(found, end):
+    with _noted("MyNetwork", found, end):
         model, wrong = _make(network, seed)
         found += wrong
         if model is not None:
@@ -92,18 +92,24 @@ def grade(
             wrong, total = about_network(model, data, max_parameters, fully_connected)
             found += wrong
     if not found or handed_in:
-        with _noted(found, max(end, time.monotonic() + 15)):  # how many epochs can be told without a network, too
-            settings, wrong = _settings(recipe, model or nn.Conv2d(1, 1, 1), data, max_epochs, seed)
+        with _noted(
+            "recipe", found, max(end, time.monotonic() + 15)
+        ):  # how many epochs can be told without a network, too
+            stand_in = nn.Conv2d(1, 1, 1) if model is None else model
+            settings, wrong = _settings(recipe, stand_in, data, max_epochs, seed)
             found += wrong
     if not found or (handed_in and not _stops(found)):
-        with _noted(found, end):
+        with _noted("The training", found, end):
             found += _read_before(model, data)
-            if not found or (handed_in and not _stops(found)):
+            if not _stops(found):
                 if handed_in:
                     _put_back()
                 run = fit(model, data, name="your-turn", seed=seed, **settings)
     if handed_in and run and not _is_reproduced(run, model, data):
-        found.append(("runs", "Evaluated once more, the network has another accuracy than its record says."))
+        complaint = (
+            "Evaluated once more, the network has another accuracy than after its last epoch: does the code change"
+        )
+        found.append(("runs", f"{complaint} functions of the course, or keep something between two calls?"))
         run = None
     limits = {"max_parameters": max_parameters, "max_epochs": max_epochs, "accuracy": accuracy, "last": last}
     conditions = _conditions(found, total, settings.get("epochs"), run, images, **limits)
@@ -124,7 +130,7 @@ def grade(
 
 
 @contextlib.contextmanager
-def _noted(found: Complaints, end: float) -> Iterator[None]:
+def _noted(what: str, found: Complaints, end: float) -> Iterator[None]:
     """Run a student's code, and add what stops it to the complaints: an error, or that the clock shows ``end``."""
     expired = threading.Event()
 
@@ -142,7 +148,7 @@ def _noted(found: Complaints, end: float) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt) and not expired.is_set():
             raise  # it was the student who pressed the button
         if not _stops(found):
-            found.append(("runs", stopped(error)))
+            found.append(("runs", stopped(what, error)))
     finally:
         timer.cancel()
 
@@ -233,7 +239,7 @@ def _conditions(
     said = {about: " ".join(text for of, text in found if of == about) for about, _ in found}
     runs = Condition(float(run is not None), said.get("runs", "It trains to its end." if run else "Not trained yet."))
     if advice := said.get("advice"):
-        runs = Condition(runs.share, f"{runs.comment} {advice}")
+        runs = Condition(runs.share, f"{runs.comment} Advice, which costs no points: {advice}")
     if not total:
         parameters = Condition(0.0, "There is no network whose parameters could be counted.")
     else:
@@ -241,16 +247,14 @@ def _conditions(
         met = total <= max_parameters and "parameters" not in said
         parameters = Condition(float(met), said.get("parameters", within))
     if not isinstance(epochs, int) or epochs < 1:
-        trained = Condition(0.0, "How many epochs is not known: recipe was not reached, or did not say it.")
+        trained = Condition(0.0, "How many epochs is not known: recipe was not run, or its dict does not say it.")
     else:
         within = f"{epochs} epochs; at most {max_epochs} are allowed."
         trained = Condition(float("epochs" not in said), said.get("epochs", within))
     if run is None or run["data"] != images:
-        why = (
-            "Nothing was trained."
-            if run is None
-            else f"No claim: trained on {run['data']}; the task is about {images}."
-        )
+        why = "Nothing was trained."
+        if run:
+            why = f"No claim: trained on {run['data']}, and the task is about {images}, which was not found."
         reached = held = Condition(0.0, why)
     else:
         reached, held = _reached(run, accuracy, last), _held(run, accuracy, last)
@@ -261,10 +265,11 @@ def _reached(run: dict, accuracy: float, last: int) -> Condition:
     """Return how near the mean of the last epochs comes: all at the accuracy, nothing at three times its errors."""
     mean, errors = mean_accuracy(run, last), 100 - accuracy
     counting = "the last epoch" if last == 1 else f"the mean of the last {last} epochs"
-    comment = f"{mean:.2f} % of the {run['evaluated_on']} images, {counting}; asked for are {accuracy:.2f} %."
+    comment = f"{mean:.2f} % of the {run['evaluated_on']} images, {counting}; asked for are {accuracy:.2f} %"
     if mean >= accuracy:
-        return Condition(1.0, comment)
-    return Condition(max(0.0, 1 - (accuracy - mean) / (2 * errors)) if errors else 0.0, comment)
+        return Condition(1.0, f"{comment}.")
+    share = max(0.0, 1 - (accuracy - mean) / (2 * errors)) if errors else 0.0
+    return Condition(share, f"{comment}, {accuracy - mean:.3g} more.")
 
 
 def _held(run: dict, accuracy: float, last: int) -> Condition:
@@ -277,7 +282,7 @@ def _held(run: dict, accuracy: float, last: int) -> Condition:
         if not value >= accuracy
     ]
     if len(counted) < last:
-        short.append(f"only {len(counted)} epochs were trained")
+        short.append(f"only {len(counted)} epochs were trained, and the last {last} count")
     counting = "The last epoch holds" if last == 1 else f"All of the last {last} epochs hold"
     return Condition(float(not short), "; ".join(short) or f"{counting} {accuracy:.2f} %.")
 
@@ -292,7 +297,7 @@ def _advice(run: dict, accuracy: float, last: int) -> str:
         )
     if trained > accuracy:
         return (
-            f"The training images are read better ({trained:.2f}) than the target asks: the network overfits. "
+            f"The training images are read better ({trained:.2f}) than the target asks: perhaps the network overfits. "
             "Augmentation (notebook 4) or a smaller network may help."
         )
     return (

@@ -6,8 +6,10 @@ read anew there, whatever was done to them in the notebook; and the process can 
 
 import codecs
 import contextlib
+import io
 import json
 import linecache
+import operator
 import os
 import queue
 import signal
@@ -16,11 +18,15 @@ import sys
 import tempfile
 import threading
 import time
+import types
+from collections import ChainMap
 from pathlib import Path
+from typing import ClassVar
 
 import cloudpickle
 
 START = "import sys, torch; sys.path[0] = sys.argv[1]; import hand_in; hand_in._grade(*sys.argv[2:])"
+CONDITIONS = ("runs", "parameters", "epochs", "accuracy", "last epochs")  # those of grade, which needs PyTorch
 MOST_PRINTED = 50_000  # characters
 GRACE = 60  # seconds, for starting and for stopping by itself
 
@@ -31,7 +37,8 @@ Graded = dict[str, tuple[float, str]]  # of each condition: the share of its poi
 def points(names: dict, condition: str, worth: float, task: str) -> None:
     """Print what became of a condition, and show its points as what the cell returns, which nbgrader reads.
 
-    The first cell that asks trains; the others find what it gave, in whatever order they come.
+    The first cell that asks trains; the others find what it gave, in whatever order they come. The cell of the first
+    condition trains again when it is run again.
 
     Args:
         names: the notebook's ``globals()``; ``MyNetwork`` and ``recipe`` are taken from them.
@@ -39,12 +46,13 @@ def points(names: dict, condition: str, worth: float, task: str) -> None:
         worth: the points for all of it.
         task: one of the names in ``tasks.json``.
     """
-    network, recipe = names.get("MyNetwork"), names.get("recipe")
+    given = names.get("MyNetwork"), names.get("recipe"), task
     # In sys, because each cell reads this module anew, and a variable of the notebook is soon used for something else
-    before = getattr(sys, "handed_in", None)
-    if not (before and before[0] is network and before[1] is recipe and before[2] == task):
-        sys.handed_in = network, recipe, task, hand_in(network, recipe, task)
-    share, comment = sys.handed_in[3][condition]
+    before, graded, shown = getattr(sys, "handed_in", ((), {}, set()))
+    if not all(map(operator.is_, before, given)) or not before or condition == CONDITIONS[0] in shown:
+        graded, shown = hand_in(*given), set()
+    sys.handed_in = given, graded, shown | {condition}
+    share, comment = graded[condition]
     print(f"{condition}: {' '.join(comment.split())}")
     got = round(share * worth, 1)
     sys.displayhook(int(got) if got == int(got) else got)
@@ -61,29 +69,39 @@ def hand_in(network, recipe, task: str) -> Graded:
     with tempfile.TemporaryDirectory(prefix="hand-in-") as folder:
         result = Path(folder) / "result.json"
         try:
-            handed_in = cloudpickle.dumps((network, recipe, cells))
+            handed_in = io.BytesIO()
+            _Pickler(handed_in).dump((network, recipe, cells))
         except Exception as error:  # whatever it cannot take along
             return _nothing(
-                f"What MyNetwork and recipe use cannot be taken along ({type(error).__name__}: {error}). Keep open "
-                "files, generators and the notebook itself out of them."
+                "What MyNetwork and recipe use cannot be sent to the program that gives the points "
+                f"({type(error).__name__}: {error}). Use no open files and no generators in them."
             )
-        (Path(folder) / "handed-in.pickle").write_bytes(handed_in)
+        (Path(folder) / "handed-in.pickle").write_bytes(handed_in.getvalue())
         command = [sys.executable, "-c", START, str(course), task, folder, os.getcwd()]
         ended, last = _run(command, folder, limit + GRACE)
         if result.exists():
             return json.loads(result.read_text(encoding="utf-8"))
     if ended is None:
-        why = f"Not finished after {limit / 60:g} minutes, and not to be interrupted: is there a loop without an end?"
+        why = f"Not finished after {limit / 60:g} minutes, and it could not be interrupted: a loop without an end?"
     else:
         how = f"by signal {-ended}" if ended < 0 else f"with status {ended}"
-        why = f"The program ended {how} before it was graded: too little memory, os._exit, or a fault in a library?"
+        why = f"The program ended {how} before it was graded (os._exit, too little memory, a fault in a library)."
     return _nothing(f"{why} Its last line: {last}" if last else why)
+
+
+def _reduce_code(code: types.CodeType) -> tuple:
+    """Pickle what a function does as cloudpickle does, but with the name of its cell, so that its lines are found."""
+    make, parts = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
+
+
+class _Pickler(cloudpickle.Pickler):
+    dispatch_table: ClassVar = ChainMap({types.CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
 
 
 def _nothing(comment: str) -> Graded:
     """Return that no condition could be judged, and why."""
-    names = ("runs", "parameters", "epochs", "accuracy", "last epochs")
-    return {name: (0.0, comment if name == "runs" else "Not known: see the first condition.") for name in names}
+    return {name: (0.0, comment if name == "runs" else 'Not known: see what "runs" says.') for name in CONDITIONS}
 
 
 def _run(command: list[str], folder: str, limit: float) -> tuple[int | None, str]:
@@ -160,7 +178,10 @@ def _grade(task: str, folder: str, place: str) -> None:
     try:
         network, recipe, cells = cloudpickle.loads((Path(folder) / "handed-in.pickle").read_bytes())
     except Exception as error:
-        graded = _nothing(f"What MyNetwork and recipe use cannot be made again ({type(error).__name__}: {error}).")
+        graded = _nothing(
+            f"What MyNetwork and recipe use cannot be loaded where the points are given ({type(error).__name__}: "
+            f"{error}). Is a package missing there, or a file of your own?"
+        )
     else:
         linecache.cache |= {name: (sum(map(len, lines)), None, lines, name) for name, lines in cells.items()}
         graded, _, _ = grade(network, recipe, data, **limits, handed_in=True)

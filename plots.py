@@ -32,7 +32,6 @@ from checks import (
     unwrapped,
 )
 from mnist import Data
-from model import DigitClassifier
 from utils import RESULTS, mean_accuracy, normalize, predict
 
 INK = "#111b3a"
@@ -499,14 +498,14 @@ def receptive_fields(layers: nn.Sequential) -> list[tuple[str, int, int, int]]:
     return rows
 
 
-def draw_network(model: DigitClassifier, image: torch.Tensor, columns: int = 6) -> None:
+def draw_network(model: nn.Module, image: torch.Tensor, columns: int = 6) -> None:
     """Show a digit on its way through a network: after each layer three of its maps, at the end ten probabilities.
 
     Yellow is a large number, dark blue a small one, within each map. Shown are the three maps that vary most, as the
     next layer with weights or a window gets them: after ReLU and BatchNorm.
 
     Args:
-        model: a trained network.
+        model: a trained network whose ``layers`` are one chain, such as a ``DigitClassifier``.
         image: pixel values 0 to 255, of shape ``(1, 28, 28)``.
         columns: how many layers stand beside each other, before the next row begins.
 
@@ -558,7 +557,7 @@ def _panel(panel: SubFigure, above: str, below: str, count: int) -> np.ndarray:
     return axes
 
 
-def _stations(model: DigitClassifier, images: torch.Tensor) -> list[tuple[str, torch.Tensor, int]]:
+def _stations(model: nn.Module, images: torch.Tensor) -> list[tuple[str, torch.Tensor, int]]:
     """Return of each layer with a window or with weights: what it is, what it gives to the next one, and its field."""
     fields, stations = iter(receptive_fields(model.layers)), []
     numbers = images
@@ -576,11 +575,11 @@ def _stations(model: DigitClassifier, images: torch.Tensor) -> list[tuple[str, t
     return [(what, numbers.flatten() if numbers.shape[-1] == 1 else numbers, side) for what, numbers, side in stations]
 
 
-def draw_receptive_fields(models: dict[str, DigitClassifier], image: torch.Tensor) -> None:
+def draw_receptive_fields(models: dict[str, nn.Module], image: torch.Tensor) -> None:
     """Show on a digit what single scores see: those in the corners of the last map, and one in its middle.
 
     Args:
-        models: networks, named as in the picture, that end with an average of maps of scores.
+        models: networks with ``layers``, named as in the picture, that end with an average of maps of scores.
         image: pixel values 0 to 255, of shape ``(1, 28, 28)``.
 
     Raises:

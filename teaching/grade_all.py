@@ -24,7 +24,7 @@ from pathlib import Path
 
 from nbgrader.api import Gradebook
 
-HERE = Path(__file__).resolve().parent
+HERE, FAILED = Path(__file__).resolve().parent, "NOT EXECUTED"
 DATA = os.environ.get("MNIST_ROOT") or json.loads((HERE / "class.json").read_text(encoding="utf-8"))["data"] or ""
 # One thread for each job: several would wait for each other. And the programs that were installed with this Python
 PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -42,7 +42,8 @@ def execute(task: str, student: str, within: str) -> str:
     """Let nbgrader execute one submission in a copy of the class, keep the notebook, and return what became of it."""
     started, log, kept = time.monotonic(), HERE / "logs" / task / f"{student}.log", HERE / "executed" / student / task
     log.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(kept, ignore_errors=True)
+    for old in (kept, HERE / "autograded" / student / task):  # whatever comes now, those are no longer the points
+        shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="class-") as name:
         folder = Path(name).resolve()
         for path in (*HERE.glob("*.py"), HERE / "class.json"):
@@ -57,10 +58,17 @@ def execute(task: str, student: str, within: str) -> str:
         if ended.returncode == 0 and (folder / "autograded" / student / task).is_dir():
             shutil.copytree(folder / "autograded" / student / task, kept)
             return f"executed in {time.monotonic() - started:.0f} s"
-    return f"NOT EXECUTED: see {log.relative_to(HERE)}"
+    return f"{FAILED}: see {log.relative_to(HERE)}"
 
 
-def main(task: str, jobs: int, within: str, force: bool) -> int:
+def is_new(task: str, student: str) -> bool:
+    """Return whether a submission was handed in after it was executed, or was never executed."""
+    executed, submitted = (HERE / step / student / task for step in ("executed", "submitted"))
+    times = [[path.stat().st_mtime for path in folder.rglob("*.ipynb")] for folder in (executed, submitted)]
+    return not times[0] or max(times[1], default=0) > max(times[0])
+
+
+def main(task: str, jobs: int, within: str, force: bool, only: str | None) -> int:
     (HERE / "build").mkdir(exist_ok=True)
     empty = HERE / "build" / f"{task}.db"  # a gradebook without students
     empty.unlink(missing_ok=True)
@@ -68,20 +76,28 @@ def main(task: str, jobs: int, within: str, force: bool) -> int:
     if failed := nbgrader("generate_assignment", task, "--force", release, f"--db=sqlite:///{empty}"):
         return failed
     students = sorted(path.parent.name for path in HERE.glob(f"submitted/*/{task}"))
-    waiting = [student for student in students if force or not (HERE / "executed" / student / task).is_dir()]
+    if only and only not in students:
+        raise SystemExit(f"There is no folder submitted/{only}/{task}.")
+    chosen = [only] if only else students
+    waiting, failed = [student for student in chosen if force or is_new(task, student)], []
     print(f"{len(waiting)} of {len(students)} submissions are to be executed, {jobs} at a time.", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(execute, task, student, within): student for student in waiting}
         for number, job in enumerate(as_completed(running), start=1):
-            print(f"{number:3d}  {running[job]}: {job.result()}", flush=True)
+            problem = job.exception()
+            said = f"{FAILED}: {problem}" if problem else job.result()
+            failed += [running[job]] if said.startswith(FAILED) else []
+            print(f"{number:3d}  {running[job]}: {said}", flush=True)
     with Gradebook(f"sqlite:///{HERE / 'gradebook.db'}") as gradebook:
         for student in students:  # so that the table tells those that failed from those that were not tried
             gradebook.update_or_create_student(student)
             gradebook.update_or_create_submission(task, student)
-    if not list(HERE.glob(f"executed/*/{task}")):
-        return 1
-    forced = ["--force"] if force else []
-    return nbgrader("autograde", task, "--no-execute", "--CourseDirectory.submitted_directory=executed", *forced)
+    read = ["--no-execute", "--CourseDirectory.submitted_directory=executed"]
+    if list(HERE.glob(f"executed/*/{task}")) and (ended := nbgrader("autograde", task, *read)):
+        return ended
+    if failed:
+        print(f"{len(failed)} of {len(waiting)} were not executed: {', '.join(sorted(failed))}.")
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
@@ -90,7 +106,8 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time; default: the cores")
     parser.add_argument("--within", default="", help="the beginning of a command that shuts the rest of it in")
     parser.add_argument("--force", action="store_true", help="also those that were executed before")
+    parser.add_argument("--student", help="this one alone")
     asked = parser.parse_args()
     if not (HERE / "source" / asked.task).is_dir():
         raise SystemExit(f"{asked.task} was not handed out: {', '.join(p.name for p in HERE.glob('source/*'))} was.")
-    raise SystemExit(main(asked.task, asked.jobs, asked.within, asked.force))
+    raise SystemExit(main(asked.task, asked.jobs, asked.within, asked.force, asked.student))

@@ -53,7 +53,7 @@ def row(gradebook: Gradebook, course, assignment, student: str) -> dict:
     if line["status"] is None:
         return line | _graded(submission, submitted, graded)
     if line["status"] == "not graded yet" and submission is not None:
-        line["status"] = "grading stopped: a cell ended the kernel, or could not be interrupted (see the log)"
+        line["status"] = "grading stopped: see the log. Most often, a cell ended the kernel or could not be interrupted"
     return line
 
 
@@ -86,6 +86,8 @@ def _graded(submission, submitted: Path, graded: Path) -> dict:
             if name in grades:
                 grade = grades[name]
                 read = grade.auto_score is not None or grade.manual_score is not None
+                if name not in before and not cell.metadata.nbgrader.locked and grade.manual_score is None:
+                    read = False  # what was written may stand in another cell
                 line[name] = f"{grade.score:g}" if read else ""
                 if not read:
                     line["status"] = "graded, but for what is read by a person"
@@ -96,6 +98,8 @@ def _graded(submission, submitted: Path, graded: Path) -> dict:
                 changed.append(name)
     comments += [f"Cells that were missing, and were added again: {', '.join(missing)}."] if missing else []
     comments += [f"Cells that had been changed, and were put back: {', '.join(changed)}."] if changed else []
+    if submission.total_seconds_late:
+        line["hours_late"] = f"{submission.total_seconds_late / 3600:.1f}"
     penalty = {"late_penalty": f"{late:g}"} if (late := submission.late_submission_penalty) else {}
     total = max(0, submission.score - (late or 0))
     return line | penalty | {"total": f"{total:g}", "of": f"{submission.max_score:g}", "comment": " ".join(comments)}

@@ -38,10 +38,10 @@ TASK = {"max_parameters": 10**9, "max_epochs": 10**9, "accuracy": 0, "last": 1}"
 # Each with the points that it gets for each condition, and some of the words that its author reads
 SUBMISSIONS = {
     "valid": ({}, POINTS, "runs: It trains to its end. parameters: 6,330 parameters"),
-    "blank": ({"network": None, "recipe": None, "analysis": None}, (0, 0, 0, 0, 0), "runs: Nothing is written there"),
+    "blank": ({"network": None, "recipe": None, "analysis": None}, (0, 0, 0, 0, 0), "runs: MyNetwork is not written"),
     "syntax-error": ({"network": NETWORK.replace("f):", "f:")}, (0, 0, 10, 0, 0), "your-network: stops with Synt"),
-    "crash": ({"network": NETWORK.replace("8, 16", "9, 16")}, (0, 20, 10, 0, 0), "to have 9 channels, but got 8"),
-    "endless-loop": ({"network": LOOP}, (0, 20, 10, 0, 0), "runs: Not finished in time: is there a loop without"),
+    "crash": ({"network": NETWORK.replace("8, 16", "9, 16")}, (0, 20, 10, 0, 0), "(in your line: return self.layers"),
+    "endless-loop": ({"network": LOOP}, (0, 20, 10, 0, 0), "runs: MyNetwork was not finished in time (in your line: "),
     "over-budget": ({"network": WIDE}, (20, 0, 10, 20, 10), "parameters: 11,354 parameters, 1,354 more than"),
     "too-many-epochs": ({"recipe": LONG}, (20, 20, 0, 20, 10), "epochs: 12 epochs; at most 10 are allowed."),
     "data-changed": ({"recipe": POOR, "added": DATA}, (20, 20, 10, 0, 0), "last epochs: epoch 1: "),
@@ -116,7 +116,7 @@ def test_the_hand_out_has_stubs_and_what_it_imports_and_neither_solutions_nor_we
     assert "status 0" in run(tmp_path / TASK, *execute)
     outputs = [output for of in nbformat.read(tmp_path / TASK / NOTEBOOK, 4).cells for output in of.get("outputs", [])]
     assert [output.evalue for output in outputs if output.output_type == "error"] == []
-    assert "Nothing is written there yet" in "".join(output.get("text", "") for output in outputs)
+    assert "MyNetwork is not written yet" in "".join(output.get("text", "") for output in outputs)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_who_has_no_points_is_told_from_who_earned_none(graded):
         "absent": "nothing handed in",
         "damaged": "11_your_turn.ipynb is no notebook (NotJSONError)",
         "empty": "no 11_your_turn.ipynb",
-        "killed": "grading stopped: a cell ended the kernel, or could not be interrupted (see the log)",
+        "killed": "grading stopped: see the log. Most often, a cell ended the kernel or could not be interrupted",
         "renamed": "no 11_your_turn.ipynb, but 11_your_turn (1).ipynb: rename it, and grade again",
     }
     assert not any(line["total"] for student, line in graded.items() if student not in SUBMISSIONS)
@@ -194,7 +194,7 @@ TRAPS = {  # as above; the changes of the cells, the points, and some of the wor
     ),
     "elsewhere": ({"added": "import os\nos.chdir('/')\nprint = list = 3"}, POINTS, "runs: It trains to its end."),
     "exit": ({"network": EXIT}, (0, 0, 0, 0, 0), "runs: The program ended with status 3 before it was graded"),
-    "open-file": ({"network": OPEN}, (0, 0, 0, 0, 0), "runs: What MyNetwork and recipe use cannot be taken along"),
+    "open-file": ({"network": OPEN}, (0, 0, 0, 0, 0), "runs: What MyNetwork and recipe use cannot be sent"),
     "in-recipe": ({"recipe": IN_RECIPE}, (20, 20, 10, 0, 0), "last epochs: epoch 1: "),
 }  # fmt: skip
 
@@ -217,8 +217,9 @@ def graded_together(place) -> dict[str, dict]:
     if sys.prefix.startswith("/tmp/"):  # which is empty in there
         shut_in = shut_in.replace("--bind", f"--ro-bind {sys.prefix} {sys.prefix} --bind", 1)
     said = run(place, sys.executable, "grade_all.py", TASK, "--jobs=2", *(["--within", shut_in] if usable else []))
-    assert "status 0" in said and "10 of 10 submissions are to be executed, 2 at a time" in said, said
-    assert "left: NOT EXECUTED: see logs/rehearsal/left.log" in said
+    assert "10 of 10 submissions are to be executed, 2 at a time" in said, said
+    assert "left: NOT EXECUTED: see logs/rehearsal/left.log" in said and "status 1" in said
+    assert "1 of 10 were not executed: left." in said
     return table(place)
 
 
@@ -232,9 +233,18 @@ def test_traps_of_nbgrader_and_of_students(graded_together, student):
 
 @pytest.mark.slow
 def test_what_was_not_executed_is_told_and_what_was_is_not_executed_again(place, graded_together):
-    assert graded_together["left"]["status"].startswith("grading stopped: a cell ended the kernel")
+    assert graded_together["left"]["status"].startswith("grading stopped: see the log")
     said = run(place, sys.executable, "grade_all.py", TASK)
-    assert "1 of 10 submissions are to be executed" in said, said
+    assert "1 of 10 submissions are to be executed" in said and "status 1" in said, said
+    notebook = place / "submitted" / "valid-again" / TASK / NOTEBOOK
+    (place / "submitted" / "left").rename(place / "submitted" / "valid-again")
+    notebook.write_text(nbformat.writes(filled(place / "release" / TASK / NOTEBOOK)), encoding="utf-8")
+    said = run(place, sys.executable, "grade_all.py", TASK, "--student=valid-again")
+    assert "1 of 10 submissions are to be executed" in said and "status 0" in said, said
+    assert table(place)["valid-again"]["runs"] == "20"
+    notebook.write_text(nbformat.writes(filled(place / "release" / TASK / NOTEBOOK, recipe=LONG)), encoding="utf-8")
+    assert "status 0" in run(place, sys.executable, "grade_all.py", TASK)  # handed in again
+    assert table(place)["valid-again"]["epochs"] == "0"
     assert not list(place.glob("executed/*/*/gradebook.db"))
     assert "not handed out: rehearsal was" in run(place, sys.executable, "grade_all.py", "8k")
 
@@ -242,6 +252,8 @@ def test_what_was_not_executed_is_told_and_what_was_is_not_executed_again(place,
 @pytest.mark.slow
 def test_a_class_is_not_made_of_other_things_nor_graded_without_data(place, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
+    said = run(ROOT, sys.executable, "teaching/handout.py", str(place), TASK)
+    assert "rehearsal was handed out before. --force makes it again" in said and "status 1" in said
     said = run(ROOT, sys.executable, "teaching/handout.py", str(tmp_path), TASK)
     assert "holds other things" in said and "status 1" in said and [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
     class_file = place / "class.json"
