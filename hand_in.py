@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import linecache
-import operator
 import os
 import queue
 import signal
@@ -46,13 +45,16 @@ def points(names: dict, condition: str, worth: float, task: str) -> None:
         worth: the points for all of it.
         task: one of the names in ``tasks.json``.
     """
-    given = names.get("MyNetwork"), names.get("recipe"), task
+    network, recipe = names.get("MyNetwork"), names.get("recipe")
     # In sys, because each cell reads this module anew, and a variable of the notebook is soon used for something else
-    before, graded, shown = getattr(sys, "handed_in", ((), {}, set()))
-    if not all(map(operator.is_, before, given)) or not before or condition == CONDITIONS[0] in shown:
-        graded, shown = hand_in(*given), set()
-    sys.handed_in = given, graded, shown | {condition}
-    share, comment = graded[condition]
+    kept = getattr(sys, "handed_in", None)
+    same = kept and kept["network"] is network and kept["recipe"] is recipe and kept["task"] == task
+    if not same or (condition == CONDITIONS[0] and condition in kept["shown"]):
+        kept = {"network": network, "recipe": recipe, "task": task, "shown": set()}
+        kept["graded"] = hand_in(network, recipe, task)
+        sys.handed_in = kept
+    kept["shown"].add(condition)
+    share, comment = kept["graded"][condition]
     print(f"{condition}: {' '.join(comment.split())}")
     got = round(share * worth, 1)
     sys.displayhook(int(got) if got == int(got) else got)

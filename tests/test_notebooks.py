@@ -128,6 +128,7 @@ def test_a_notebook_has_its_parts_and_its_claims_are_compared(notebook):
         assert [cell.outputs[-1].data["text/plain"] for cell in graded] == list(map(str, worth))
         assert all(f", {points}, task=" in cell.source for cell, points in zip(graded, worth)) and sum(worth) == 80
         assert [bool(cell.metadata.get("tags")) for cell in graded] == [True, False, False, True, False]
+        assert [printed(cell).count("Test set") for cell in graded] == [3, 0, 0, 0, 0]  # trained once
         return
     claims = [cell for cell in code_cells(notebook) if "check_target(" in cell.source]
     assert claims

@@ -149,6 +149,8 @@ def test_each_condition_gets_its_points_and_its_words(place, graded, student):
     assert line["your-analysis"] == ("0" if blank else "")
     page = (place / "feedback" / student / TASK / NOTEBOOK.replace(".ipynb", ".html")).read_text(encoding="utf-8")
     assert f"(Score: {sum(points):.1f} / 100.0)" in page
+    if student == "valid":
+        assert page.count("Test set: Average loss") == 10  # trained once, for all conditions
 
 
 @pytest.mark.slow
