@@ -91,9 +91,11 @@ def _graded(submission, submitted: Path, graded: Path) -> dict:
                 line[name] = f"{grade.score:g}" if read else ""
                 if not read:
                     line["status"] = "graded, but for what is read by a person"
-            comments += [said for said in (_said(name, cell), name in written and f"{name}: {written[name]}") if said]
+            comments.append(_said(name, cell))
             if name not in before:
                 missing.append(name)
+            elif name in written:
+                comments.append(f"{name}: {written[name]}")
             elif name in locked and before[name].source != locked[name]:
                 changed.append(name)
     comments += [f"Cells that were missing, and were added again: {', '.join(missing)}."] if missing else []
@@ -101,8 +103,8 @@ def _graded(submission, submitted: Path, graded: Path) -> dict:
     if submission.total_seconds_late:
         line["hours_late"] = f"{submission.total_seconds_late / 3600:.1f}"
     penalty = {"late_penalty": f"{late:g}"} if (late := submission.late_submission_penalty) else {}
-    total = max(0, submission.score - (late or 0))
-    return line | penalty | {"total": f"{total:g}", "of": f"{submission.max_score:g}", "comment": " ".join(comments)}
+    total, comment = max(0, submission.score - (late or 0)), " ".join(filter(None, comments))
+    return line | penalty | {"total": f"{total:g}", "of": f"{submission.max_score:g}", "comment": comment}
 
 
 def _cells(path: Path) -> dict:

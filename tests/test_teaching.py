@@ -188,7 +188,7 @@ OPEN = "log = open('log.txt', 'w')\n" + NETWORK.replace("        return", "     
 TRAPS = {  # as above; the changes of the cells, the points, and some of the words
     "swapped": ({"change": "swapped"}, POINTS, "runs: It trains to its end."),
     "split": ({"change": "split"}, POINTS, "runs: It trains to its end."),
-    "copied": ({"change": "copied"}, POINTS, "Cells that were missing, and were added again: runs, parameters, "),
+    "copied": ({"change": "copied"}, POINTS, "Cells that were missing, and were added again: your-analysis, runs, "),
     "written": ({"added": "%%writefile utils.py\nraise RuntimeError"}, POINTS, "runs: It trains to its end."),
     "silent": (
         {"recipe": LONG, "added": "%config InteractiveShell.ast_node_interactivity = 'none'"},
