@@ -707,16 +707,7 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
     if loaded := run.get("settings", {}).get("weights_from"):
         print(f"no claim: this run began with the weights of {loaded}, whose epochs are not counted")
         return False
-    accuracies = run["history"]["test_accuracy"]
-    epochs, counted = len(accuracies), accuracies[-last:]
-    first = epochs - len(counted) + 1
-    short = [
-        f"epoch {epoch}: {value:.2f}, {accuracy - value:.2f} short"
-        for epoch, value in enumerate(counted, start=first)
-        if not value >= accuracy
-    ]
-    if len(counted) < last:
-        short.append(f"only {len(counted)} epochs were trained")
+    epochs = len(run["history"]["test_accuracy"])
     parameters_over, epochs_over = run["parameters"] - max_parameters, epochs - max_epochs
     counting = "the last epoch" if last == 1 else f"all of the last {last} epochs"
     conditions = {
@@ -724,8 +715,20 @@ def check_target(run: dict, *, max_parameters: int, max_epochs: int, accuracy: f
             f"{run['parameters']:,}, {parameters_over:,} too many" if parameters_over > 0 else ""
         ),
         f"at most {max_epochs} epochs": f"{epochs}, {epochs_over} too many" if epochs_over > 0 else "",
-        f"{counting} >= {accuracy:.2f} on the {run['evaluated_on']} set": "; ".join(short),
+        f"{counting} >= {accuracy:.2f} on the {run['evaluated_on']} set": "; ".join(epochs_short(run, accuracy, last)),
     }
     for condition, problem in conditions.items():
         print(f"{condition}: False ({problem})" if problem else f"{condition}: True")
     return not any(conditions.values())
+
+
+def epochs_short(run: dict, accuracy: float, last: int) -> list[str]:
+    """Return in words which of the last ``last`` epochs of a run miss an accuracy, in percent; none if all hold it."""
+    counted = run["history"]["test_accuracy"][-last:]
+    first = len(run["history"]["test_accuracy"]) - len(counted) + 1
+    short = [
+        f"epoch {epoch}: {value:.2f}, {accuracy - value:.2f} short"
+        for epoch, value in enumerate(counted, start=first)
+        if not value >= accuracy
+    ]
+    return short if len(counted) == last else [*short, f"only {len(counted)} epochs were trained"]

@@ -1,5 +1,6 @@
 """The grader of notebook 11, on the mistakes that students make."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -123,7 +124,11 @@ def endless(scores):
         scores = scores + 0
 
 
-but, how, same = partial(partial, Good), partial(partial, recipe), nn.Identity()
+def but(**changes):  # the parts anew for each network, so that none begins with what another has learnt
+    return lambda: Good(**copy.deepcopy(changes))
+
+
+how, same = partial(partial, recipe), nn.Identity()
 NETWORKS = {
     "11,322 parameters, 3,323 more than the 7,999 | Most of them, 9,280, are in head.0 (Conv2d)": but(head=WIDE),
     "no fully connected layers | : head.1.": but(head=nn.Sequential(nn.Flatten(), nn.Linear(400, 10)), mean=same),
@@ -202,10 +207,10 @@ HANDED_IN = {  # changes, and what each condition is then worth
     "no network": ({"network": None}, (0, 0, 1, 0, 0)),
     "no recipe": ({"recipe": None}, (0, 1, 0, 0, 0)),
     "neither": ({"network": None, "recipe": None}, (0, 0, 0, 0, 0)),
-    "too wide": ({"network": but(head=WIDE)}, (1, 0, 1, 1, 1)),
+    "too wide": ({"network": but(head=WIDE), "recipe": how(peak=0.01)}, (1, 0, 1, 1, 1)),
     "fully connected": ({"network": but(head=HUGE, mean=nn.Flatten())}, (1, 0, 1, 1, 1)),
     "too long": ({"recipe": how(epochs=6)}, (1, 1, 0, 1, 1)),
-    "wide and long": ({"network": but(head=WIDE), "recipe": how(epochs=6)}, (1, 0, 0, 1, 1)),
+    "wide and long": ({"network": but(head=WIDE), "recipe": how(peak=0.01, epochs=6)}, (1, 0, 0, 1, 1)),
     "softmax": ({"network": but(last=nn.Softmax(1))}, (1, 1, 1)),
     "a layer in a global": ({"network": Outside}, (1, 1, 1)),
     "wrong shape": ({"network": but(mean=same)}, (0, 1, 1, 0, 0)),
@@ -222,7 +227,7 @@ HANDED_IN = {  # changes, and what each condition is then worth
 def test_of_what_is_handed_in_each_condition_is_judged_by_itself(submit, name):
     changes, shares = HANDED_IN[name]
     (conditions, run, _), out = submit(**changes, handed_in=True)
-    assert tuple(condition.share for condition in conditions.values())[: len(shares)] == shares
+    assert tuple(condition.share for condition in conditions.values())[: len(shares)] == shares, conditions
     assert all(condition.comment for condition in conditions.values()) and (run is not None) == shares[0]
     assert "Please fix" not in out and ": True" not in out  # the cells with points say it
 
