@@ -40,6 +40,7 @@ PLACES += [*site.getsitepackages(), site.getusersitepackages(), Path(torch.__fil
 PLACES = {Path(place).resolve() for place in PLACES}
 
 MATRICES = {"addmm", "baddbmm", "bilinear", "bmm", "einsum", "linear", "matmul", "mm", "mv", "tensordot"}
+TURNING = {"permute", "transpose", "movedim", "swapaxes", "swapdims", "mT", "T"}  # no place becomes a channel
 # Of the steps in PyTorch's graph: those that squeeze the scores, and those that only change their shape
 SQUEEZING = {
     "Sigmoid": "a sigmoid, which leaves only scores from 0 to 1",
@@ -57,6 +58,8 @@ def described(error: BaseException) -> str:
 
 def _is_own(filename: str) -> bool:
     """Return whether a file is the student's: not one of the course, of Python or of a package."""
+    if (filename.startswith("<") and not filename.startswith("<ipython")) or "torchinductor" in filename:
+        return False  # code that a library has written
     path = Path(filename).resolve()
     return path not in COURSE and not any(path.is_relative_to(place) for place in PLACES)
 
@@ -101,7 +104,7 @@ def about_network(model: nn.Module, data: Data, max_parameters: int, fully_conne
             logits = model(normalize(images[:8]))
     except (Exception, SystemExit) as error:  # whatever a layer raises on images that do not fit it
         complaint = stopped(f"Given images of shape {(8, *images.shape[1:])}, MyNetwork", error)
-        if type(error) in (RuntimeError, ValueError):  # as PyTorch raises them for a shape
+        if re.search("shape|size|channel|dimension", str(error)):
             complaint += ". Follow the shape from layer to layer: each must take what the one before it returns."
         complaints.append(("runs", complaint))
         looks = []
@@ -110,28 +113,34 @@ def about_network(model: nn.Module, data: Data, max_parameters: int, fully_conne
         of_looks = _of_looks(model, looks, hidden_in_list=bool(complaints))
         anew = any("anew" in complaint for _, complaint in of_looks)
         complaints += of_looks + _of_logits(model, logits, images, anew)
-    total = sum(p.numel() for p in _parameters(model, looks))
+    total = 0 if _is_lazy(model) else sum(p.numel() for p in _parameters(model, looks))
     return complaints + _of_parameters(model, looks, total, max_parameters, fully_connected), total
 
 
 def _of_containers(model: nn.Module) -> Complaints:
     """Complain about layers and parameters in a list or the like, where PyTorch does not see them."""
 
-    known = {id(part) for part in (*model.modules(), *model.parameters())}
+    owned = {id(part) for part in (*model.parameters(), *model.buffers())}
+    layers = set(model.modules())
 
     def hides(value, kind: type) -> bool:
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-        return any((isinstance(part, kind) and id(part) not in known) or hides(part, kind) for part in parts)
+        return any(
+            hides(part, kind) or (isinstance(part, kind) and part not in layers and _is_strange(part, owned))
+            for part in parts
+        )
 
     complaints, own = [], vars(nn.Module())  # where PyTorch itself keeps the layers, among other things
     for module in model.modules():
         for name, value in vars(module).items():
             where = f"in a plain {type(value).__name__}, where PyTorch does not see"
             if name not in own and hides(value, nn.Module):
-                complaint = f"self.{name} keeps layers {where} their parameters: they are neither counted nor trained."
+                complaint = (
+                    f"self.{name} keeps layers {where} their parameters: they are not trained, though counted here."
+                )
                 complaints.append(("advice", f"{complaint} Put them into nn.Sequential or nn.ModuleList."))
             elif name not in own and hides(value, nn.Parameter):
-                complaint = f"self.{name} keeps parameters {where} them: they are neither counted nor trained."
+                complaint = f"self.{name} keeps parameters {where} them: not trained, though counted here."
                 complaints.append(("advice", f"{complaint} Put them into nn.ParameterList or nn.ParameterDict."))
     return complaints
 
@@ -143,6 +152,7 @@ def _of_logits(model: nn.Module, logits: torch.Tensor, images: torch.Tensor, ane
         return [("runs", f"forward returns {type(logits).__name__}, and should return the scores{question}")]
     if logits.shape != (8, 10):
         average = " Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if logits.dim() == 4 else ""
+        average = " nn.Flatten() at the end is missing." if logits.shape == (8, 10, 1, 1) else average
         complaint = (
             f"For 8 images it returns shape {tuple(logits.shape)}, and should return (8, 10): one score per digit."
         )
@@ -184,13 +194,14 @@ def _of_parameters(
 ) -> Complaints:
     """Complain about too many parameters, or layers that the task does not allow, or numbers beside the parameters."""
     complaints = []
-    if total == 0:
+    if total == 0 and not _is_lazy(model):
         complaints.append(("runs", "The network has no parameters: there is nothing to train."))
     if total > max_parameters:
         complaint = (
             f"{total:,} parameters, {total - max_parameters:,} more than the {max_parameters:,} that are allowed."
         )
-        if layers := {} if _is_lazy(model) else parameters_by_layer(model):
+        layers = {} if _is_lazy(model) else parameters_by_layer(model)
+        if layers and sum(layers.values()) == total:
             largest = max(layers, key=layers.get)
             complaint += f" Most of them, {layers[largest]:,}, are in {largest}."
         complaints.append(("parameters", complaint))
@@ -263,7 +274,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, images: torch.Tensor):
         super().__init__()
-        self.count, self.dense, self.at_end = len(images), [], None
+        self.count, self.dense, self.at_end, self.folded = len(images), [], None, set()
         self.names = {id(p): f"{name}, of shape {tuple(p.shape)}," for name, p in model.named_parameters()}
         self.from_images = {id(images): images}  # kept, so that no other tensor gets their numbers
 
@@ -273,23 +284,35 @@ class _Watch(TorchFunctionMode):
         maps = [tensor for tensor in tensors if id(tensor) in self.from_images]
         if maps:
             self.from_images |= {id(tensor): tensor for tensor in _tensors(result)}
+            name = getattr(func, "__name__", "").strip("_")
+            if isinstance(result, torch.Tensor) and name not in TURNING and self._folds(maps[0], result):
+                self.folded.add(id(result))
             weights = [tensor for tensor in tensors if tensor.requires_grad and id(tensor) not in self.from_images]
             if weights and isinstance(result, torch.Tensor):
-                self._note(getattr(func, "__name__", "").strip("_"), maps[0], weights[0], result)
+                self._note(name, maps[0], weights[0], result)
         return result
+
+    def _folds(self, maps: torch.Tensor, result: torch.Tensor) -> bool:
+        """Return whether a step makes channels of the places of a map, or keeps a tensor where that was done."""
+        before, after = (math.prod(tensor.shape[2:]) for tensor in (maps, result))
+        return result.numel() == maps.numel() and (id(maps) in self.folded or after < before)
 
     def _note(self, name: str, maps: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> None:
         said = self.names.get(id(weight), f"the product with a tensor of shape {tuple(weight.shape)}")
         places, kernel = maps.shape[2:], weight.shape[2:]
+        inputs, outputs = maps.numel() // self.count, result.numel() // self.count  # of each image
         if name in MATRICES:
             self.at_end = None
-            if result.dim() > 1 and result.numel() == self.count * result.shape[-1]:  # one vector for each image
+            if weight.numel() >= inputs * outputs:  # a weight for each pair
                 self.dense.append(said)
-        elif name in ("conv1d", "conv2d"):
+        elif name.startswith("conv"):
             self.at_end = None
-            one_place = max(places, default=0) > max(result.shape[2:], default=0) == 1
+            one_place = max(result.shape[2:], default=0) == 1
             depthwise = weight.shape[1] == 1 < maps.shape[1]
-            if one_place and not depthwise and all(side >= place for side, place in zip(kernel, places)):
+            covered = max(places, default=0) > 1 and all(side >= place for side, place in zip(kernel, places))
+            if one_place and id(maps) in self.folded:
+                self.dense.append(said)
+            elif one_place and covered and not depthwise:
                 said = f"{said} over a whole map of {' x '.join(map(str, places))},"
                 if max(kernel) > 3:
                     self.dense.append(said)
@@ -366,8 +389,8 @@ def _of_looks(model: nn.Module, looks: list[_Look], hidden_in_list: bool) -> Com
     complaints = []
     first, second = looks
     layers = set(model.modules()) | {model}
-    owned = {id(p) for p in model.parameters()}
-    strange = [module for module in first.modules if module not in layers and _matters(module)]
+    owned = {id(part) for part in (*model.parameters(), *model.buffers())}
+    strange = [module for module in first.modules if module not in layers and _is_strange(module, owned)]
     strange += [leaf for leaf in first.leaves if id(leaf) not in owned]
     later = {id(part) for part in (*second.modules, *second.leaves)}
     if anew := [part for part in strange if id(part) not in later]:
@@ -380,12 +403,15 @@ def _of_looks(model: nn.Module, looks: list[_Look], hidden_in_list: bool) -> Com
     elif strange and not hidden_in_list:
         complaint = (
             f"forward uses {_kind(strange[0])} that is not a part of the network: {_place(model, strange[0])}. It is "
-            "neither counted nor trained. Make it in __init__, as self.something."
+            "not trained, though counted here. Make it in __init__, as self.something."
         )
         complaints.append(("advice", complaint))
     used = {id(leaf) for leaf in first.leaves}
     if unused := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in used]:
-        complaint = f"{_some(unused)}: counted, but no score depends on it. Use it in forward, or leave it out."
+        complaint = (
+            f"{_some(unused)}: counted, but no score depends on it, or not so that it could be trained (detach, "
+            "no_grad). Use it in forward, or leave it out."
+        )
         complaints.append(("advice", complaint))
     if first.end in SQUEEZING:
         leave = "Leave it out: cross_entropy wants scores of any size, negative ones, too."
@@ -395,14 +421,18 @@ def _of_looks(model: nn.Module, looks: list[_Look], hidden_in_list: bool) -> Com
     return complaints
 
 
-def _matters(module: nn.Module) -> bool:
-    """Return whether a layer has to belong to the network: not if it does the same always, as ReLU does."""
-    has_numbers = any(True for _ in (*module.parameters(), *module.buffers()))
-    return has_numbers or isinstance(module, nn.modules.dropout._DropoutNd)
+def _is_strange(part: nn.Module | torch.Tensor, owned: set[int]) -> bool:
+    """Return whether a part has numbers that the network does not own, or has to know whether it is being trained."""
+    if isinstance(part, torch.Tensor):
+        return id(part) not in owned
+    numbers = (*part.parameters(), *part.buffers())
+    return any(id(number) not in owned for number in numbers) or isinstance(part, nn.modules.dropout._DropoutNd)
 
 
 def _kind(part: nn.Module | torch.Tensor) -> str:
-    return f"a layer ({type(part).__name__})" if isinstance(part, nn.Module) else "an nn.Parameter"
+    if isinstance(part, nn.Module):
+        return f"a layer ({type(part).__name__})"
+    return "an nn.Parameter" if isinstance(part, nn.Parameter) else "a tensor with requires_grad=True"
 
 
 def _place(model: nn.Module, part: nn.Module | torch.Tensor) -> str:
@@ -435,6 +465,12 @@ def about_seed(model: nn.Module, other: nn.Module, same_state: bool) -> Complain
 # -------------------------------------------------------------- recipe ----
 
 
+def planned_steps(settings: dict) -> int | None:
+    """Return for how many steps the scheduler of a recipe is made, if it tells."""
+    scheduler = settings.get("scheduler")
+    return getattr(scheduler, "total_steps", getattr(scheduler, "T_max", None))
+
+
 def about_recipe(settings: dict, data: Data, max_epochs: int) -> Complaints:
     """Return what is wrong with the arguments for ``fit``, as far as ``fit`` does not say it."""
     if not isinstance(settings, dict):
@@ -454,13 +490,13 @@ def about_recipe(settings: dict, data: Data, max_epochs: int) -> Complaints:
         complaints.append(("runs", complaint))
     for key, value in {"epochs": epochs, "batch_size": batch_size}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            return [*complaints, ("runs", f"{key} is {value!r}, and should be a whole number, 1 or more.")]
+            complaint = f"{key} is {value!r}, and should be a whole number, 1 or more; int(...) makes one."
+            return [*complaints, ("runs", complaint)]
     if epochs > max_epochs:
         complaints.append(("epochs", f"{epochs} epochs; at most {max_epochs} are allowed."))
     steps = epochs * math.ceil(len(data.train_labels) / batch_size)
-    scheduler = settings.get("scheduler")
-    planned = getattr(scheduler, "total_steps", getattr(scheduler, "T_max", steps))
-    if planned != steps:
+    planned = planned_steps(settings)
+    if planned not in (None, steps):
         complaint = (
             f"The scheduler is made for {planned:,} steps, but it is stepped after every batch, {steps:,} times: "
             "epochs * math.ceil(train_count / batch_size)."

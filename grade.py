@@ -17,13 +17,11 @@ import torch
 from torch import nn
 
 from checks import check_count, check_percent
-from complaints import Complaints, about_network, about_recipe, about_seed, stopped
+from complaints import Complaints, about_network, about_recipe, about_seed, planned_steps, stopped
 from plots import plot_layers
 from utils import Data, epochs_short, evaluate, fit, mean_accuracy
 
 TASKS = json.loads(Path(__file__).with_name("tasks.json").read_text(encoding="utf-8"))
-MODULES = [vars(sys.modules[name]) for name in ("checks", "fast", "mnist", "utils")]
-AS_IMPORTED = [dict(names) for names in MODULES]
 CONDITIONS = ("runs", "parameters", "epochs", "accuracy", "last epochs")
 
 
@@ -50,7 +48,7 @@ def grade(
     seed: int = 0,
     minutes: float | None = None,
     images: str = "MNIST",
-    handed_in: bool = False,
+    handed_in: Callable[[dict[str, Condition]], None] | None = None,
 ) -> tuple[dict[str, Condition], dict | None, nn.Module | None]:
     """Check a student's network and recipe, train it, and print in plain words what to fix, if anything.
 
@@ -67,8 +65,9 @@ def grade(
         seed: of the weights, and of the training.
         minutes: the time after which the student's code is stopped; as long as it takes, by default.
         images: the name of the data that the task is about: on others, the accuracy is no result.
-        handed_in: train in spite of complaints, where that is possible at all, so that each condition gets its due; and
-            print the epochs alone.
+        handed_in: if given, train in spite of complaints, where that is possible at all, so that each condition gets
+            its due, and print the epochs alone. It is called with the conditions as far as they are known, before
+            the student's code is tried, and before it is trained, in case the program ends there.
 
     Returns:
         Each condition, by its name in ``CONDITIONS``; the record of the training, and the trained network, or None and
@@ -83,50 +82,57 @@ def grade(
         print("Here nothing is trained: when a class is graded, only the cells with points train.")
         return {}, None, None
     found, model, settings, run, total = [], None, {}, None, None
-    end = time.monotonic() + 60 * (minutes or math.inf)
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    limits = {"max_parameters": max_parameters, "max_epochs": max_epochs, "accuracy": accuracy, "last": last}
+
+    def conditions() -> dict[str, Condition]:
+        return _conditions(found, total, settings.get("epochs"), run, images, **limits)
+
     with _noted("MyNetwork", found, end):
         model, wrong = _make(network, seed)
         found += wrong
         if model is not None:
             total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
+            if handed_in:
+                handed_in(conditions())
             wrong, total = about_network(model, data, max_parameters, fully_connected)
             found += wrong
     if not found or handed_in:
-        with _noted(
-            "recipe", found, max(end, time.monotonic() + 15)
-        ):  # how many epochs can be told without a network, too
-            stand_in = nn.Conv2d(1, 1, 1) if model is None else model
-            settings, wrong = _settings(recipe, stand_in, data, max_epochs, seed)
+        # Without a network, too, it can be told how many epochs.
+        layers, stand_in = str(model), nn.Conv2d(1, 1, 1)
+        with _noted("recipe", found, max(end, time.monotonic() + 15)):
+            settings, wrong = _settings(recipe, stand_in if model is None else model, data, max_epochs, seed)
             found += wrong
+            if str(model) != layers:
+                found.append(("advice", "recipe adds or removes layers; make the whole network in its class."))
+                wrong, total = about_network(model, data, max_parameters, fully_connected)
+                found += [complaint for complaint in wrong if complaint not in found]
     if not found or (handed_in and not _stops(found)):
         with _noted("The training", found, end):
             found += _read_before(model, data)
             if not _stops(found):
                 if handed_in:
+                    handed_in(conditions())
                     _put_back()
                 run = fit(model, data, name="your-turn", seed=seed, **settings)
-    if handed_in and run and not _is_reproduced(run, model, data):
-        complaint = (
-            "Evaluated once more, the network has another accuracy than after its last epoch: does the code change"
-        )
-        found.append(("runs", f"{complaint} functions of the course, or keep something between two calls?"))
-        run = None
-    limits = {"max_parameters": max_parameters, "max_epochs": max_epochs, "accuracy": accuracy, "last": last}
-    conditions = _conditions(found, total, settings.get("epochs"), run, images, **limits)
     if handed_in:
-        return conditions, run, model
+        if run and not _is_reproduced(run, model, data, found):
+            complaint = "Trained, but evaluated once more, it has another accuracy than after its last epoch: does your"
+            found.append(("runs", f"{complaint} code change functions of the course?"))
+            run = None
+        return conditions(), run, model
     if run is None:
         print("Not yet. Please fix:")
         for number, (_, complaint) in enumerate(found, start=1):
             print(f"{number}. {complaint}")
         if total and total > max_parameters:
             plot_layers(model)
-        return conditions, None, None
-    for name, condition in conditions.items():
+        return conditions(), None, None
+    for name, condition in conditions().items():
         print(f"{name}: {condition.share == 1} ({condition.comment})")
-    if run["data"] == images and conditions["last epochs"].share < 1 and run["epochs"] >= last:
+    if run["data"] == images and conditions()["last epochs"].share < 1 and run["epochs"] >= last:
         print(_advice(run, accuracy, last))
-    return conditions, run, model
+    return conditions(), run, model
 
 
 @contextlib.contextmanager
@@ -138,7 +144,7 @@ def _noted(what: str, found: Complaints, end: float) -> Iterator[None]:
         expired.set()
         _thread.interrupt_main()
 
-    timer = threading.Timer(max(0.0, end - time.monotonic()), interrupt)
+    timer = threading.Timer(max(0.1, end - time.monotonic()), interrupt)  # never at once: "yield" must be reached
     timer.daemon = True
     if end < math.inf:
         timer.start()
@@ -184,12 +190,15 @@ def _settings(recipe, model: nn.Module, data: Data, max_epochs: int, seed: int) 
             "There is no recipe: its cell was not run, or stops with an error, or the function has another name."
         )
         return {}, [("runs", complaint)]
-    layers = str(model)
     torch.manual_seed(seed)
     settings = recipe(model, len(data.train_labels))
     found = about_recipe(settings, data, max_epochs)
-    if str(model) != layers:
-        found.append(("advice", "recipe adds or removes layers; make the whole network in its class."))
+    if data.evaluated_on == "validation" and not found and (steps := planned_steps(settings)):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            if planned_steps(recipe(model, 2 * len(data.train_labels))) == steps:
+                complaint = f"The scheduler is made for {steps:,} steps, however many images there are."
+                more = "Compute them from train_count: when the points are given, there are more images."
+                found.append(("advice", f"{complaint} {more}"))
     return settings if isinstance(settings, dict) else {}, found
 
 
@@ -207,15 +216,19 @@ def _read_before(model: nn.Module, data: Data) -> Complaints:
 
 def _put_back() -> None:
     """Undo what a student's network or recipe has replaced in the course's modules."""
-    for names, original in zip(MODULES, AS_IMPORTED):
+    for names, original in AS_IMPORTED:
         names.update(original)
 
 
-def _is_reproduced(run: dict, model: nn.Module, data: Data) -> bool:
-    """Return whether the trained network has about the accuracy that its record ends with."""
+def _is_reproduced(run: dict, model: nn.Module, data: Data, found: Complaints) -> bool:
+    """Return whether the trained network has about the accuracy that its record ends with.
+
+    Of a network whose scores are other ones each time, which is among the complaints then, it cannot be told.
+    """
     _put_back()
     _, correct = evaluate(model, data.test_images, data.test_labels)
-    return abs(100 * correct / len(data.test_labels) - run["history"]["test_accuracy"][-1]) < 3
+    difference = abs(100 * correct / len(data.test_labels) - run["history"]["test_accuracy"][-1])
+    return difference < 3 or any("the second time" in complaint or "anew" in complaint for _, complaint in found)
 
 
 def _stops(found: Complaints) -> bool:
@@ -236,7 +249,8 @@ def _conditions(
     last: int,
 ) -> dict[str, Condition]:
     """Return what became of each condition, as far as it can be told, whatever became of the others."""
-    said = {about: " ".join(text for of, text in found if of == about) for about, _ in found}
+    ended = [(about, text if text[-1] in ".?" else f"{text}.") for about, text in found]
+    said = {about: " ".join(text for of, text in ended if of == about) for about, _ in found}
     runs = Condition(float(run is not None), said.get("runs", "It trains to its end." if run else "Not trained yet."))
     if advice := said.get("advice"):
         runs = Condition(runs.share, f"{runs.comment} Advice, which costs no points: {advice}")
@@ -246,13 +260,13 @@ def _conditions(
         within = f"{total:,} parameters; at most {max_parameters:,} are allowed."
         met = total <= max_parameters and "parameters" not in said
         parameters = Condition(float(met), said.get("parameters", within))
-    if not isinstance(epochs, int) or epochs < 1:
-        trained = Condition(0.0, "How many epochs is not known: recipe was not run, or its dict does not say it.")
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        trained = Condition(0.0, "How many epochs is not known: recipe does not come to its end, or does not say it.")
     else:
         within = f"{epochs} epochs; at most {max_epochs} are allowed."
         trained = Condition(float("epochs" not in said), said.get("epochs", within))
     if run is None or run["data"] != images:
-        why = "Nothing was trained."
+        why = "There is no training that counts."
         if run:
             why = f"No claim: trained on {run['data']}, and the task is about {images}, which was not found."
         reached = held = Condition(0.0, why)
@@ -263,7 +277,7 @@ def _conditions(
 
 def _reached(run: dict, accuracy: float, last: int) -> Condition:
     """Return how near the mean of the last epochs comes: all at the accuracy, nothing at three times its errors."""
-    mean, errors = mean_accuracy(run, last), 100 - accuracy
+    mean, errors = round(mean_accuracy(run, last), 6), 100 - accuracy  # a sum of decimals is rarely exact
     counting = "the last epoch" if last == 1 else f"the mean of the last {last} epochs"
     comment = f"{mean:.2f} % of the {run['evaluated_on']} images, {counting}; asked for are {accuracy:.2f} %"
     if mean >= accuracy:
@@ -296,3 +310,8 @@ def _advice(run: dict, accuracy: float, last: int) -> str:
         f"The training images are not read well enough either ({trained:.2f}; augmented ones are harder). The network "
         "may be too small, have too few epochs, or a learning rate that is too low or too high."
     )
+
+
+# What the course's modules hold at first: see _put_back.
+COURSE = ("checkpoint", "checks", "complaints", "fast", "files", "mnist", "plots", "utils", __name__)
+AS_IMPORTED = [(vars(sys.modules[name]), dict(vars(sys.modules[name]))) for name in COURSE]

@@ -81,14 +81,15 @@ def hand_in(network, recipe, task: str) -> Graded:
         (Path(folder) / "handed-in.pickle").write_bytes(handed_in.getvalue())
         command = [sys.executable, "-c", START, str(course), task, folder, os.getcwd()]
         ended, last = _run(command, folder, limit + GRACE)
-        if result.exists():
-            return json.loads(result.read_text(encoding="utf-8"))
+        graded = json.loads(result.read_text(encoding="utf-8")) if result.exists() else _nothing("")
+        if (Path(folder) / "graded").exists():
+            return graded
     if ended is None:
         why = f"Not finished after {limit / 60:g} minutes, and it could not be interrupted: a loop without an end?"
     else:
         how = f"by signal {-ended}" if ended < 0 else f"with status {ended}"
         why = f"The program ended {how} before it was graded (os._exit, too little memory, a fault in a library)."
-    return _nothing(f"{why} Its last line: {last}" if last else why)
+    return graded | {"runs": (0.0, f"{why} Its last line: {last}" if last else why)}
 
 
 def _reduce_code(code: types.CodeType) -> tuple:
@@ -141,13 +142,13 @@ def _run(command: list[str], folder: str, limit: float) -> tuple[int | None, str
 
 def _read(stream, arrived: queue.SimpleQueue) -> None:
     """Take what a program prints, so that it need not wait, and keep the first part of it."""
-    decoder, length, text = codecs.getincrementaldecoder("utf-8")("replace"), 0, "\n"
+    decoder, length, kept = codecs.getincrementaldecoder("utf-8")("replace"), 0, "\n"
     while chunk := stream.read1(4096):
         text = decoder.decode(chunk)
         if length < MOST_PRINTED:
-            arrived.put(text)
+            arrived.put(kept := text)
         length += len(chunk)
-    if not text.endswith("\n"):
+    if not kept.endswith("\n"):
         arrived.put("\n")
 
 
@@ -173,6 +174,9 @@ def _grade(task: str, folder: str, place: str) -> None:
     from grade import TASKS, grade
     from mnist import load_mnist
 
+    def keep(graded: Graded) -> None:
+        write_whole({Path(folder) / "result.json": json.dumps(graded).encode()})
+
     os.chdir(place)
     sys.path.append(place)
     limits = TASKS[task]
@@ -186,5 +190,6 @@ def _grade(task: str, folder: str, place: str) -> None:
         )
     else:
         linecache.cache |= {name: (sum(map(len, lines)), None, lines, name) for name, lines in cells.items()}
-        graded, _, _ = grade(network, recipe, data, **limits, handed_in=True)
-    write_whole({Path(folder) / "result.json": json.dumps(graded).encode()})
+        graded, _, _ = grade(network, recipe, data, **limits, handed_in=keep)
+    keep(graded)
+    write_whole({Path(folder) / "graded": b""})

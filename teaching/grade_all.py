@@ -7,10 +7,11 @@ what the others handed in. Here each submission is first executed in a copy of t
 ``nbgrader autograde --no-execute`` reads the points from what was executed: in seconds, and it runs nobody's code.
 
 ``--within`` is the beginning of a command that shuts the rest of it in, such as a container: notebooks/teaching.md has
-two. In it, {folder} is the copy, and {data} is the folder with MNIST.
+two. In it, {folder} is the copy, {class} is this folder, and {data} is that with MNIST.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -51,24 +52,36 @@ def execute(task: str, student: str, within: str) -> str:
         shutil.copy(HERE / "build" / f"{task}.db", folder / "gradebook.db")
         for part in (f"source/{task}", f"submitted/{student}/{task}"):
             shutil.copytree(HERE / part, folder / part)
-        shut_in = [part.format(folder=folder, data=DATA) for part in shlex.split(within)]
+        places = {"folder": folder, "data": DATA, "class": HERE}
+        shut_in = [part.format(**places) for part in shlex.split(within)]
         with log.open("w", encoding="utf-8") as out:
             command = [*shut_in, "nbgrader", "autograde", task, f"--student={student}"]
             ended = subprocess.run(command, cwd=folder, env=ENVIRONMENT, stdout=out, stderr=out, check=False)
         if ended.returncode == 0 and (folder / "autograded" / student / task).is_dir():
             shutil.copytree(folder / "autograded" / student / task, kept)
+            log.with_suffix(".sha256").write_text(contents(task, student))
             return f"executed in {time.monotonic() - started:.0f} s"
     return f"{FAILED}: see {log.relative_to(HERE)}"
 
 
+def contents(task: str, student: str) -> str:
+    """Return a text that two hand-ins of a student share only if they are the same, whatever their dates."""
+    folder, digest = HERE / "submitted" / student / task, hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def is_new(task: str, student: str) -> bool:
-    """Return whether a submission was handed in after it was executed, or was never executed."""
-    executed, submitted = (HERE / step / student / task for step in ("executed", "submitted"))
-    times = [[path.stat().st_mtime for path in folder.rglob("*.ipynb")] for folder in (executed, submitted)]
-    return not times[0] or max(times[1], default=0) > max(times[0])
+    """Return whether a submission is another one than the one that was executed, if any was."""
+    mark = HERE / "logs" / task / f"{student}.sha256"
+    executed = (HERE / "executed" / student / task).is_dir() and mark.is_file()
+    return not executed or mark.read_text() != contents(task, student)
 
 
 def main(task: str, jobs: int, within: str, force: bool, only: str | None) -> int:
+    if jobs < 1:
+        raise SystemExit(f"Expected 1 or more jobs, got {jobs}.")
     (HERE / "build").mkdir(exist_ok=True)
     empty = HERE / "build" / f"{task}.db"  # a gradebook without students
     empty.unlink(missing_ok=True)
@@ -81,13 +94,16 @@ def main(task: str, jobs: int, within: str, force: bool, only: str | None) -> in
     chosen = [only] if only else students
     waiting, failed = [student for student in chosen if force or is_new(task, student)], []
     print(f"{len(waiting)} of {len(students)} submissions are to be executed, {jobs} at a time.", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(execute, task, student, within): student for student in waiting}
+    pool = ThreadPoolExecutor(jobs)
+    running = {pool.submit(execute, task, student, within): student for student in waiting}
+    try:
         for number, job in enumerate(as_completed(running), start=1):
             problem = job.exception()
             said = f"{FAILED}: {problem}" if problem else job.result()
             failed += [running[job]] if said.startswith(FAILED) else []
             print(f"{number:3d}  {running[job]}: {said}", flush=True)
+    finally:  # after Ctrl-C, no further one begins
+        pool.shutdown(cancel_futures=True)
     with Gradebook(f"sqlite:///{HERE / 'gradebook.db'}") as gradebook:
         for student in students:  # so that the table tells those that failed from those that were not tried
             gradebook.update_or_create_student(student)

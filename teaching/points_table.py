@@ -64,7 +64,7 @@ def _missing(submitted: Path, graded: Path, names: list[str]) -> str | None:
     found = sorted(path.relative_to(submitted).as_posix() for path in submitted.rglob("*.ipynb"))
     for name in names:
         if name not in found:
-            return f"no {name}, but {', '.join(found)}: rename it, and grade again" if found else f"no {name}"
+            return f"no {name}, but {', '.join(found)}: rename or move it, and grade again" if found else f"no {name}"
         try:
             nbformat.read(submitted / name, as_version=4)
         except Exception as error:  # whatever a damaged file raises
@@ -82,6 +82,8 @@ def _graded(submission, submitted: Path, graded: Path) -> dict:
         grades = {grade.name: grade for grade in notebook.grades}
         written = {comment.name: comment.comment for comment in notebook.comments if comment.comment}
         locked = {cell.name: cell.source for cell in notebook.notebook.source_cells if cell.locked}
+        others = sorted(path.name for path in submitted.glob("*.ipynb") if path.stem != notebook.name)
+        comments += [f"Handed in, too, and not looked at: {', '.join(others)}."] if others else []
         for name, cell in after.items():
             if name in grades:
                 grade = grades[name]

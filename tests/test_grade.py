@@ -15,12 +15,14 @@ from helpers import train
 from torch import nn
 
 import grade as grader
+import hand_in
 from grade import CONDITIONS, _advice, grade
 from plots import parameters_by_layer
 from utils import ROOT, one_cycle
 
 TASK = {"max_parameters": 7_999, "max_epochs": 5, "accuracy": 20.0, "last": 2, "fully_connected": False}
 MEAN, WIDE = partial(torch.mean, dim=(2, 3)), nn.Sequential(nn.Conv2d(16, 64, 3), nn.Conv2d(64, 10, 1))
+MEMBER = nn.Conv2d(1, 1, 1)
 HUGE, END = nn.Conv2d(16, 10, 5), nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 10, 3))
 
 
@@ -111,8 +113,33 @@ class Seeded(Good):
         super().__init__()
 
 
-def small(scores):  # what looks like a mistake and is none: a ReLU made in forward, one filter of the usual size
-    return nn.ReLU()(scores) - 1
+class Folded(Good):
+    def __init__(self):
+        super().__init__(head=same, mean=same, dense=nn.Conv2d(400, 10, 1))
+
+    def forward(self, images):
+        return self.dense(super().forward(images).flatten(1)[:, :, None, None]).flatten(1)
+
+
+class Sliced(Good):  # what looks like a mistake and is none: layers in a chain that forward makes, or in a list
+    def __init__(self):
+        super().__init__()
+        self.chain = nn.Sequential(self.first, nn.ReLU(), self.norm)
+        self.both, self.activations = [self.first, self.norm], [nn.ReLU(), nn.Identity()]
+
+    def forward(self, images):
+        maps = nn.Sequential(self.chain[:2], self.norm)(images)
+        return self.mean(self.head(self.second(self.activations[1](maps))))
+
+
+class Asked(Good):  # a place's weight is the likeness of what it holds and what was learnt
+    def __init__(self):
+        super().__init__(question=nn.Parameter(torch.randn(1, 16)))
+
+    def forward(self, images):
+        maps = self.second(self.norm(self.first(images).relu())).flatten(2)
+        weights = (self.question @ maps).softmax(2)
+        return self.head((maps @ weights.transpose(1, 2))[..., None]).flatten(1)
 
 
 def unwritten(scores):
@@ -136,16 +163,16 @@ NETWORKS = {
     "shape (8, 9) | one score per digit": but(head=nn.Conv2d(16, 9, 1)), "the class itself, without brackets": Good(),
     "add up to 1 | Leave the softmax out": but(last=nn.Softmax(1)), "NaN or infinity": but(last=torch.log),
     "other scores the second time | training=self.training": but(last=nn.functional.dropout),
-    "self.a keeps layers in a plain list | nn.ModuleList": but(a=[same]),
-    "self._b keeps layers in a plain dict": but(_b={"a": [[same], []]}), "is partial, and should be": lambda: MEAN,
+    "self.a keeps layers in a plain list | nn.ModuleList": but(a=[MEMBER]),
+    "self._b keeps layers in a plain dict": but(_b={"a": [[MEMBER], []]}), "is partial, and should be": lambda: MEAN,
     "returns NoneType | is there a return?": but(last=lambda scores: None),
     "For a single image it returns shape (10,)": but(last=torch.squeeze),
     "of shape (8, 1, 28, 28) | line: return self.last | RuntimeError | layer to layer": but(head=nn.Conv2d(9, 10, 1)),
     "depend on the other images": but(norm=nn.BatchNorm2d(8, track_running_stats=False)),
     "AttributeError | __init__() call": partial(setattr, nn.Module.__new__(nn.Module), "a", same),
-    "self.scales keeps parameters in a plain list | neither counted nor trained | nn.ParameterList": Unlisted,
+    "self.scales keeps parameters in a plain list | not trained, though counted here | nn.ParameterList": Unlisted,
     "uses a layer (Conv2d) that is not a part of the network: it is the global variable OUTSIDE. ": Outside,
-    "not a part of the network: it stands in the class, outside of __init__. It is neither counted": InClass,
+    "not a part of the network: it stands in the class, outside of __init__. It is not trained": InClass,
     "forward makes a layer (Conv2d) anew at every call": Anew, "__init__ sets the seed of the random numbers": Seeded,
     "ends with a sigmoid, which leaves only scores from 0 to 1. Leave it out": but(last=torch.sigmoid),
     "ends with a ReLU": but(last=torch.relu), "a.weight, a.bias: counted, but no score": but(a=nn.Conv2d(1, 1, 1)),
@@ -155,6 +182,7 @@ NETWORKS = {
     "head.weight, of shape (10, 16, 5, 5), over a whole map of 5 x 5, does the same": but(head=HUGE, mean=nn.Flatten()),
     "head.1.weight, of shape (10, 16, 3, 3), over a whole map of 3 x 3": but(head=END, mean=nn.Flatten()),
     "matrix, of shape (400, 10), does the same": Matrix, "3,000 fixed numbers (a)": but(a=torch.ones(3000)),
+    "dense.weight, of shape (10, 400, 1, 1), does the same": Folded,
     "no parameters": lambda: nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten()),
 }  # fmt: skip
 RECIPES = {
@@ -184,6 +212,68 @@ def test_a_mistake_is_named_and_nothing_is_trained(submit, complaints):
     assert result == [None, None] and conditions["runs"].share == 0
     assert "Not yet. Please fix:\n1. " in out and out.count("\n") == 2 and 'line: "' not in out
     assert not [complaint for complaint in complaints.split(" | ") if complaint not in out]
+
+
+GOOD = {
+    "a chain of layers that are owned": Sliced,
+    "attention": Asked,
+    "a log-softmax": but(last=nn.LogSoftmax(1)),
+    "lazy": but(first=nn.LazyConv2d(8, 5, 2)),
+    "a filter of the usual size on a map as small": but(
+        head=nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 10, 1))
+    ),
+    "one weight for each channel": but(head=nn.Sequential(nn.Conv2d(16, 16, 5, groups=16), nn.Conv2d(16, 10, 1))),
+    "a function": lambda: nn.Sequential(nn.Conv2d(1, 10, 5, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_network_is_not_complained_about(submit, name):
+    (_, run, _), out = submit(GOOD[name], partial(recipe, epochs=1, peak=0.001), accuracy=0, last=1)
+    assert run, out
+
+
+def test_the_cells_with_points_train_once_and_again_when_asked(monkeypatch, capsys):
+    calls, cell = [], "points(globals(), 'runs', 20, task='warm-up'); points(globals(), 'epochs', 10, task='warm-up')"
+    graded = {name: (0.5, "half") for name in hand_in.CONDITIONS}
+    monkeypatch.setattr(hand_in, "hand_in", lambda *given: calls.append(given) or graded)
+    monkeypatch.delattr(sys, "handed_in", raising=False)
+    notebook = {"points": hand_in.points, "MyNetwork": Good, "recipe": recipe}
+    exec(cell, notebook)
+    assert calls == [(Good, recipe, "warm-up")] and capsys.readouterr().out == "runs: half\n10\nepochs: half\n5\n"
+    exec(cell, notebook)
+    notebook["recipe"] = None
+    exec(cell, notebook)
+    assert len(calls) == 3 and hand_in.CONDITIONS == CONDITIONS
+    monkeypatch.delattr(sys, "handed_in")
+
+
+def test_what_is_known_before_the_training_is_kept(submit):
+    kept = []
+    submit(handed_in=kept.append)
+    assert [[condition.share for condition in conditions.values()] for conditions in kept] == [
+        [0, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+    ]
+
+
+def test_a_number_of_images_that_is_written_into_the_recipe_is_named_while_there_are_fewer(submit, few):
+    held_out, fixed = replace(few, name="MNIST", evaluated_on="validation"), partial(recipe, steps=4 * 25)
+    (_, run, _), out = submit(recipe=fixed, data=held_out)
+    assert run is None and "100 steps, however many images there are. Compute them from train_count" in out
+    assert submit(data=held_out)[0][1] and submit(recipe=fixed)[0][1]
+
+
+@pytest.mark.slow
+def test_an_end_that_has_passed_before_the_training_is_an_end(submit):
+    def slow(model, train_count):
+        try:
+            endless(torch.zeros(1))
+        except KeyboardInterrupt:
+            return recipe(model, train_count)
+
+    (conditions, run, _), _ = submit(recipe=slow, minutes=0.03, handed_in=dict)
+    assert run is None and "The training was not finished in time" in conditions["runs"].comment
 
 
 @pytest.mark.slow
@@ -226,7 +316,7 @@ HANDED_IN = {  # changes, and what each condition is then worth
 @pytest.mark.parametrize("name", HANDED_IN)
 def test_of_what_is_handed_in_each_condition_is_judged_by_itself(submit, name):
     changes, shares = HANDED_IN[name]
-    (conditions, run, _), out = submit(**changes, handed_in=True)
+    (conditions, run, _), out = submit(**changes, handed_in=dict)
     assert tuple(condition.share for condition in conditions.values())[: len(shares)] == shares, conditions
     assert all(condition.comment for condition in conditions.values()) and (run is not None) == shares[0]
     assert "Please fix" not in out and ": True" not in out  # the cells with points say it
@@ -258,7 +348,7 @@ def test_neither_training_on_the_test_images_nor_weights_from_elsewhere_pass(sub
         "test images before the training has begun": {"recipe": lambda m, n: learn(tests, model=m) and recipe(m, n)},
     }
     for complaint, cheat in cheats.items():
-        (conditions, run, _), _ = submit(**cheat, handed_in=True)
+        (conditions, run, _), _ = submit(**cheat, handed_in=dict)
         assert run is None and complaint in conditions["runs"].comment and not conditions["accuracy"].share
         assert submit(**cheat)[0][1] is None
 
