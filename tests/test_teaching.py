@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import os
 import re
 import shutil
@@ -93,6 +94,18 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def other_place(tmp_path_factory) -> Path:
     return new_class(tmp_path_factory.mktemp("together"))
+
+
+def test_the_page_s_times_are_those_of_the_record():
+    page = (ROOT / "notebooks" / "teaching.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "notebooks" / "results" / "class.json").read_text(encoding="utf-8"))
+    short, long = record["warm-up"], record["8k"]
+    assert f"| {short['one after another']} s | {short['two at a time']} s |" in page
+    assert f"| {short['two at a time'] / 6:.0f} minutes |" in page and f"| {long['two at a time']} s |" in page
+    assert (
+        f"| {long['two at a time'] / 360:.1f} hours |" in page
+        and f"{long['two at a time'] / 300:.1f} minutes for" in page
+    )
 
 
 @pytest.fixture
