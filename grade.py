@@ -66,8 +66,8 @@ def grade(
         minutes: the time after which the student's code is stopped; as long as it takes, by default.
         images: the name of the data that the task is about: on others, the accuracy is no result.
         handed_in: if given, train in spite of complaints, where that is possible at all, so that each condition gets
-            its due, and print the epochs alone. It is called with the conditions as far as they are known, before
-            the student's code is tried, and before it is trained, in case the program ends there.
+            its due, and print the epochs alone. It is called with the conditions as far as they are known when the
+            network is made, and before it is trained, in case the program ends then.
 
     Returns:
         Each condition, by its name in ``CONDITIONS``; the record of the training, and the trained network, or None and
@@ -114,12 +114,13 @@ def grade(
                 if handed_in:
                     handed_in(conditions())
                     _put_back()
-                run = fit(model, data, name="your-turn", seed=seed, **settings)
+                trained = fit(model, data, name="your-turn", seed=seed, **settings)
+                if handed_in and not _is_reproduced(trained, model, data, found):
+                    complaint = "Trained, but evaluated once more, it has another accuracy than after its last epoch"
+                    found.append(("runs", f"{complaint}: does your code change functions of the course?"))
+                else:
+                    run = trained
     if handed_in:
-        if run and not _is_reproduced(run, model, data, found):
-            complaint = "Trained, but evaluated once more, it has another accuracy than after its last epoch: does your"
-            found.append(("runs", f"{complaint} code change functions of the course?"))
-            run = None
         return conditions(), run, model
     if run is None:
         print("Not yet. Please fix:")
@@ -261,7 +262,8 @@ def _conditions(
         met = total <= max_parameters and "parameters" not in said
         parameters = Condition(float(met), said.get("parameters", within))
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        trained = Condition(0.0, "How many epochs is not known: recipe does not come to its end, or does not say it.")
+        why = "recipe does not come to its end, or does not say it" if epochs is None else f"epochs is {epochs!r}"
+        trained = Condition(0.0, f"How many epochs is not known: {why}.")
     else:
         within = f"{epochs} epochs; at most {max_epochs} are allowed."
         trained = Condition(float("epochs" not in said), said.get("epochs", within))
