@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -147,7 +148,10 @@ def _noted(what: str, found: Complaints, end: float) -> Iterator[None]:
 
     timer = threading.Timer(max(0.1, end - time.monotonic()), interrupt)  # never at once: "yield" must be reached
     timer.daemon = True
+    before = signal.getsignal(signal.SIGINT)
     if end < math.inf:
+        # Where a shell has started this in the background, interrupts are ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         timer.start()
     try:
         yield
@@ -158,6 +162,8 @@ def _noted(what: str, found: Complaints, end: float) -> Iterator[None]:
             found.append(("runs", stopped(what, error)))
     finally:
         timer.cancel()
+        if end < math.inf:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _make(network: Callable[[], nn.Module], seed: int) -> tuple[nn.Module | None, Complaints]:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -246,6 +247,17 @@ def test_the_cells_with_points_train_once_and_again_when_asked(monkeypatch, caps
     exec(cell, notebook)
     assert len(calls) == 3 and hand_in.CONDITIONS == CONDITIONS
     monkeypatch.delattr(sys, "handed_in")
+
+
+def test_an_end_is_reached_where_interrupts_are_ignored(submit):
+    """As a shell lets them be in what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        (conditions, run, _), _ = submit(but(last=endless), minutes=0.02, handed_in=dict)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert run is None and "MyNetwork was not finished in time" in conditions["runs"].comment
 
 
 def test_what_is_known_before_the_training_is_kept(submit):
