@@ -110,9 +110,10 @@ def about_network(model: nn.Module, data: Data, max_parameters: int, fully_conne
         looks = []
     else:
         looks = _looks(model, normalize(images[:8])) if isinstance(logits, torch.Tensor) else []
-        of_looks = _of_looks(model, looks, hidden_in_list=bool(complaints))
-        anew = any("anew" in complaint for _, complaint in of_looks)
-        complaints += of_looks + _of_logits(model, logits, images, anew)
+        kept, anew = _strange_parts(model, looks)
+        # What stands in a list has been named already.
+        complaints += _of_looks(model, looks, [] if complaints else kept, anew)
+        complaints += _of_logits(model, logits, images, bool(anew))
     total = 0 if _is_lazy(model) else sum(p.numel() for p in _parameters(model, looks))
     return complaints + _of_parameters(model, looks, total, max_parameters, fully_connected), total
 
@@ -151,12 +152,13 @@ def _of_logits(model: nn.Module, logits: torch.Tensor, images: torch.Tensor, ane
         question = ": is there a return?" if logits is None else "."
         return [("runs", f"forward returns {type(logits).__name__}, and should return the scores{question}")]
     if logits.shape != (8, 10):
-        average = " Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if logits.dim() == 4 else ""
-        average = " nn.Flatten() at the end is missing." if logits.shape == (8, 10, 1, 1) else average
+        missing = " Average over the places (nn.AdaptiveAvgPool2d(1)), then nn.Flatten()." if logits.dim() == 4 else ""
+        if logits.shape == (8, 10, 1, 1):
+            missing = " nn.Flatten() at the end is missing."
         complaint = (
             f"For 8 images it returns shape {tuple(logits.shape)}, and should return (8, 10): one score per digit."
         )
-        return [("runs", complaint + average)]
+        return [("runs", complaint + missing)]
     if not logits.isfinite().all():
         complaint = "Before any training it returns NaN or infinity: is there a division, a root or a logarithm?"
         return [("advice", complaint)]
@@ -379,30 +381,37 @@ def _parameters(model: nn.Module, looks: list[_Look]) -> list[torch.Tensor]:
     return list(every.values())
 
 
-def _of_looks(model: nn.Module, looks: list[_Look], hidden_in_list: bool) -> Complaints:
+def _strange_parts(model: nn.Module, looks: list[_Look]) -> tuple[list, list]:
+    """Return the layers and tensors that a network uses without owning them: those kept elsewhere, those made anew."""
+    if not looks:
+        return [], []
+    first, second = looks
+    layers = set(model.modules())
+    owned = {id(part) for part in (*model.parameters(), *model.buffers())}
+    strange = [module for module in first.modules if module not in layers and _is_strange(module, owned)]
+    strange += [leaf for leaf in first.leaves if id(leaf) not in owned]
+    later = {id(part) for part in (*second.modules, *second.leaves)}
+    return [part for part in strange if id(part) in later], [part for part in strange if id(part) not in later]
+
+
+def _of_looks(model: nn.Module, looks: list[_Look], kept: list, anew: list) -> Complaints:
     """Complain about what a network uses without owning it, and owns without using it, and about its last step.
 
-    ``hidden_in_list``: that it keeps some layers in a list has been said already.
+    ``kept`` and ``anew`` are what ``_strange_parts`` returns.
     """
     if not looks:
         return []
     complaints = []
     first, second = looks
-    layers = set(model.modules()) | {model}
-    owned = {id(part) for part in (*model.parameters(), *model.buffers())}
-    strange = [module for module in first.modules if module not in layers and _is_strange(module, owned)]
-    strange += [leaf for leaf in first.leaves if id(leaf) not in owned]
-    later = {id(part) for part in (*second.modules, *second.leaves)}
-    if anew := [part for part in strange if id(part) not in later]:
-        what = _kind(anew[0])
+    if anew:
         complaint = (
-            f"forward makes {what} anew at every call: it learns nothing, and does not know whether the network is "
-            "being trained. Make it once, in __init__, as self.something, and use that in forward."
+            f"forward makes {_kind(anew[0])} anew at every call: it learns nothing, and does not know whether the "
+            "network is being trained. Make it once, in __init__, as self.something, and use that in forward."
         )
         complaints.append(("advice", complaint))
-    elif strange and not hidden_in_list:
+    elif kept:
         complaint = (
-            f"forward uses {_kind(strange[0])} that is not a part of the network: {_place(model, strange[0])}. It is "
+            f"forward uses {_kind(kept[0])} that is not a part of the network: {_place(model, kept[0])}. It is "
             "not trained, though counted here. Make it in __init__, as self.something."
         )
         complaints.append(("advice", complaint))

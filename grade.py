@@ -20,7 +20,7 @@ from torch import nn
 from checks import check_count, check_percent
 from complaints import Complaints, about_network, about_recipe, about_seed, planned_steps, stopped
 from plots import plot_layers
-from utils import Data, epochs_short, evaluate, fit, mean_accuracy
+from utils import Data, epochs_short, evaluate, fit, mean_accuracy, predict
 
 TASKS = json.loads(Path(__file__).with_name("tasks.json").read_text(encoding="utf-8"))
 CONDITIONS = ("runs", "parameters", "epochs", "accuracy", "last epochs")
@@ -116,7 +116,7 @@ def grade(
                     handed_in(conditions())
                     _put_back()
                 trained = fit(model, data, name="your-turn", seed=seed, **settings)
-                if handed_in and not _is_reproduced(trained, model, data, found):
+                if handed_in and not _is_reproduced(trained, model, data):
                     complaint = "Trained, but evaluated once more, it has another accuracy than after its last epoch"
                     found.append(("runs", f"{complaint}: does your code change functions of the course?"))
                 else:
@@ -227,15 +227,15 @@ def _put_back() -> None:
         names.update(original)
 
 
-def _is_reproduced(run: dict, model: nn.Module, data: Data, found: Complaints) -> bool:
+def _is_reproduced(run: dict, model: nn.Module, data: Data) -> bool:
     """Return whether the trained network has about the accuracy that its record ends with.
 
-    Of a network whose scores are other ones each time, which is among the complaints then, it cannot be told.
+    Of a network whose scores are other ones each time it cannot be told.
     """
     _put_back()
     _, correct = evaluate(model, data.test_images, data.test_labels)
     difference = abs(100 * correct / len(data.test_labels) - run["history"]["test_accuracy"][-1])
-    return difference < 3 or any("the second time" in complaint or "anew" in complaint for _, complaint in found)
+    return difference < 3 or not torch.equal(predict(model, data.test_images), predict(model, data.test_images))
 
 
 def _stops(found: Complaints) -> bool:

@@ -314,6 +314,8 @@ HANDED_IN = {  # changes, and what each condition is then worth
     "too long": ({"recipe": how(epochs=6)}, (1, 1, 0, 1, 1)),
     "wide and long": ({"network": but(head=WIDE), "recipe": how(peak=0.01, epochs=6)}, (1, 0, 0, 1, 1)),
     "softmax": ({"network": but(last=nn.Softmax(1))}, (1, 1, 1)),
+    "other scores each time": ({"network": but(last=nn.functional.dropout)}, (1, 1, 1)),
+    "a layer made anew": ({"network": Anew}, (1, 1, 1)),
     "a layer in a global": ({"network": Outside}, (1, 1, 1)),
     "wrong shape": ({"network": but(mean=same)}, (0, 1, 1, 0, 0)),
     "wrong, wide and long": ({"network": but(head=WIDE, mean=same), "recipe": how(epochs=6)}, (0, 0, 0, 0, 0)),
